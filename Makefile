@@ -1,0 +1,51 @@
+# Everything runs from virtual environments made here; Python >= 3.10 is all that must be there.
+PYTHON ?= python3
+VENV := .venv
+VENV_T5 := .venv-t5
+BIN := $(VENV)/bin
+PYTEST := -m pytest -q
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: help install quickstart lint format test test-all test-t5 clean
+
+help:                ## this list
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
+
+install: $(VENV)/.done  ## the virtual environment, with everything
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[export,bundled,dev]'
+	touch $@
+
+$(VENV_T5)/.done: pyproject.toml constraints.txt constraints-t5.txt
+	test -x $(VENV_T5)/bin/python || $(PYTHON) -m venv $(VENV_T5)
+	$(VENV_T5)/bin/python -m pip install -q -c constraints-t5.txt torch
+	$(VENV_T5)/bin/python -m pip install -q -c constraints-t5.txt -e '.[onnx,bundled,dev]'
+	touch $@
+
+quickstart: install  ## train a Swahili adapter, switch it, export it, compare the answers
+	PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch recipes/lora_sw.py
+
+lint: install        ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install      ## put the code into its format
+	$(BIN)/ruff check --fix-only -q .
+	$(BIN)/ruff format -q .
+
+test: install        ## the tests, less the slow ones
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+test-t5: $(VENV_T5)/.done  ## the tests on transformers 5, less what needs optimum
+	$(VENV_T5)/bin/python $(PYTEST) -m "not slow and not optimum"
+
+test-all: test       ## the tests, and then the slow ones
+	$(BIN)/python $(PYTEST) -m slow
+
+clean:               ## what the targets above made
+	rm -rf $(VENV) $(VENV_T5) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

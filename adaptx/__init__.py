@@ -1,0 +1,44 @@
+"""Parameter-efficient adapters for multilingual encoders, from training to ONNX on a CPU.
+
+    import adaptx as ax
+
+    encoder = ax.Encoder.from_pretrained("bundled:multilingual-e5-small")
+    adapter = ax.train(encoder, ax.tasks.Classification(), LoraConfig(r=8), name="sw-topics", …)
+    encoder.predict(["Nimefurahi sana"], adapters=[adapter])
+
+Names are imported when they are first used, so that what needs no torch never loads it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptx import tasks
+    from adaptx.adapters.adapter import Adapter
+    from adaptx.encoder.encoder import Encoder
+    from adaptx.onnx.merged import export_merged
+    from adaptx.training.train import train
+
+__version__ = "0.1.0"
+__all__ = ["Adapter", "Encoder", "export_merged", "tasks", "train"]
+
+_HOMES = {
+    "Adapter": "adaptx.adapters.adapter",
+    "Encoder": "adaptx.encoder.encoder",
+    "export_merged": "adaptx.onnx.merged",
+    "train": "adaptx.training.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tasks":
+        return importlib.import_module("adaptx.tasks")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'adaptx' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""Methods, bank, route, folder format."""

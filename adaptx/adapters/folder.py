@@ -1,0 +1,151 @@
+"""An adapter's folder, without torch: what is written where, and the checks on reading.
+
+    adapter_config.json         PEFT's own
+    adapter_model.safetensors   PEFT's names: base_model.model.<site>.lora_A.weight [R, I],
+                                              base_model.model.<site>.lora_B.weight [O, R]
+    head.safetensors            weight [L, H], bias [L]
+    adaptx.json                 the manifest: `Facts`, and the sha256 of every file
+    README.md                   the model card
+
+A probe has neither of the first two. A folder that PEFT wrote has only those two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adaptx import storage
+from adaptx.errors import FolderError, choices
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+HEAD = "head.safetensors"
+CARD = "README.md"
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the manifest says of an adapter.
+
+    `scales` has the factor of each site's update, so that a reader needs no PEFT to apply it.
+    `training` is for people: settings, data and scores.
+    """
+
+    name: str
+    method: str  # "lora", or "probe" for a head alone
+    encoder: str
+    fingerprint: str
+    prefix: str
+    max_length: int | None
+    language: str | None
+    task: dict[str, Any] | None
+    scales: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def write_facts(folder: Path, facts: Facts) -> None:
+    """Write the model card and, last, the manifest with everything's sha256."""
+    (folder / CARD).write_text(_card(facts), encoding="utf-8")
+    storage.write_manifest(folder, "adapter", asdict(facts))
+
+
+def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
+    """The facts of a folder that adaptx wrote, and its manifest."""
+    manifest = storage.read_manifest(folder, "adapter")
+    known = Facts.__dataclass_fields__
+    try:
+        facts = Facts(**{key: value for key, value in manifest.items() if key in known})
+    except TypeError as error:
+        raise FolderError(f"{folder / storage.MANIFEST} isn't whole: {error}.") from None
+    return facts, manifest
+
+
+def site_tensors(path: Path, sites: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(A `[R, I]`, B `[O, R]`) by site, from a weights file that must have just these sites.
+
+    Raises FolderError with the missing and the left-over keys, or a shape that doesn't fit.
+    """
+    tensors = storage.read_tensors(path)
+    wanted = {f"{PREFIX}{site}.lora_{part}.weight" for site in sites for part in "AB"}
+    if missing := sorted(wanted - tensors.keys()):
+        raise FolderError(f"{path} lacks {len(missing)} tensors: {choices(missing)}.")
+    if extra := sorted(tensors.keys() - wanted):
+        raise FolderError(f"{path} has {len(extra)} tensors too many: {choices(extra)}.")
+    found = {}
+    for site in sites:
+        a, b = (tensors[f"{PREFIX}{site}.lora_{part}.weight"] for part in "AB")
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            raise FolderError(
+                f"{path}: at {site}, lora_A {list(a.shape)} and lora_B {list(b.shape)} don't fit "
+                f"together ([R, I] and [O, R] are needed)."
+            )
+        found[site] = (a, b)
+    return found
+
+
+def head_tensors(path: Path, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """(weight `[outputs, H]`, bias `[outputs]`) of a head file."""
+    tensors = storage.read_tensors(path)
+    shapes = {name: list(array.shape) for name, array in tensors.items()}
+    weight, bias = tensors.get("weight"), tensors.get("bias")
+    if weight is None or bias is None or len(tensors) != 2:
+        raise FolderError(f"{path} has {shapes}; a weight and a bias are needed.")
+    if weight.ndim != 2 or weight.shape[0] != outputs or bias.shape != (outputs,):
+        raise FolderError(f"{path} has {shapes}, but the task has {outputs} labels.")
+    return weight, bias
+
+
+def refuse_pickle(folder: Path) -> None:
+    """Raise FolderError where the weights are there only as a pickle, or not at all."""
+    if (folder / WEIGHTS).is_file():
+        return
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+    if pickles:
+        raise FolderError(
+            f"{folder} has its weights as a pickle ({choices(pickles)}). A pickle can run code "
+            f"when it is opened, so adaptx reads none: save it with PEFT's "
+            f"save_pretrained(…, safe_serialization=True), which writes {WEIGHTS}."
+        )
+    raise FolderError(f"{folder} has no {WEIGHTS}: is this an adapter's folder?")
+
+
+def _card(facts: Facts) -> str:
+    task = facts.task or {}
+    head = {
+        "library_name": "peft" if facts.method == "lora" else "adaptx",
+        "base_model": None if facts.encoder.startswith("bundled:") else facts.encoder,
+        "language": facts.language,
+        "tags": f"[adaptx, {facts.method}]",
+    }
+    lines = ["---", *(f"{key}: {value}" for key, value in head.items() if value), "---", ""]
+    lines += [f"# {facts.name}", ""]
+    lines += [f"A {facts.method} adapter for the frozen encoder `{facts.encoder}`.", ""]
+    if task:
+        lines += [f"- Task: {task['kind']}: {', '.join(task['labels'])}"]
+    if facts.language:
+        lines += [f"- Language: {facts.language}"]
+    if best := facts.training.get("best"):
+        lines += [
+            f"- Dev: accuracy {best['accuracy']:.3f}, macro F1 {best['macro_f1']:.3f}, "
+            f"weighted F1 {best['weighted_f1']:.3f} (epoch {best['epoch']})"
+        ]
+    if settings := facts.training.get("settings"):
+        lines += ["- Training: " + ", ".join(f"{k} {v}" for k, v in settings.items())]
+    lines += [
+        f"- Encoder fingerprint: `{facts.fingerprint}`",
+        "",
+        "```python",
+        "import adaptx as ax",
+        "",
+        f'encoder = ax.Encoder.from_pretrained("{facts.encoder}")',
+        'adapter = ax.Adapter.load("path/to/this/folder")',
+        'encoder.predict(["…"], adapters=[adapter])',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

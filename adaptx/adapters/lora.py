@@ -1,0 +1,212 @@
+"""LoRA: a low-rank update beside a frozen Linear (Hu et al. 2021, arXiv 2106.09685).
+
+    y = W x + b + scale · B A dropout(x)      scale = alpha / r, or alpha / sqrt(r) (rsLoRA)
+
+Configured by `peft.LoraConfig`, with PEFT's own matching of names, so that a config means the same
+here as there. Dimensions: I site input, O site output, R rank, N slots, B rows, S tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptx.errors import OptionError, SiteError, choices
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+    from adaptx.adapters.route import Route
+    from adaptx.encoder.sites import Site
+
+# Options of LoraConfig that a bank expresses exactly, and those that change no result.
+EXPRESSED = {
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
+    "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights",
+}  # fmt: skip
+IRRELEVANT = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode", "runtime_config", "megatron_core",
+}  # fmt: skip
+INITS = (True, False, "gaussian")
+
+
+class LoraSite(nn.Module):
+    """One adapter's LoRA at one site: `a` fp32 `[R, I]`, `b` fp32 `[O, R]` (PEFT's orientation)."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0):
+        super().__init__()
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+        self.scale, self.dropout = scale, dropout
+
+    def delta(self) -> Tensor:
+        """What merging adds to the Linear's weight: scale · B A, `[O, I]`."""
+        return self.scale * (self.b @ self.a)
+
+
+@dataclass(frozen=True)
+class LoraBank:
+    """Many adapters' LoRA at one site, slot 0 zero. Smaller ranks are padded with zeros: exact.
+
+    a_NIR   `[N, I, R]`
+    b_NRO   `[N, R, O]`, with each slot's scale folded in
+    dropout the dropout of each slot, or () when no slot has one
+    """
+
+    a_NIR: Tensor
+    b_NRO: Tensor
+    dropout: tuple[float, ...] = ()
+
+    @classmethod
+    def stack(cls, slots: Sequence[LoraSite | None], site: Site) -> LoraBank:
+        """Stack the adapters' parts at a site (None where one has none) behind slot 0.
+
+        Differentiable: the gradient of the bank flows to each adapter's own parameters.
+        """
+        rank = max(slot.a.shape[0] for slot in slots if slot is not None)
+        weight = site.weight
+        a_zero = weight.new_zeros((site.in_features, rank), dtype=torch.float32)
+        b_zero = weight.new_zeros((rank, site.out_features), dtype=torch.float32)
+        a, b, dropout = [a_zero], [b_zero], [0.0]
+        for slot in slots:
+            pad = 0 if slot is None else rank - slot.a.shape[0]
+            a.append(a_zero if slot is None else nn.functional.pad(slot.a.T, (0, pad)))
+            b.append(
+                b_zero if slot is None else nn.functional.pad(slot.b.T * slot.scale, (0, 0, 0, pad))
+            )
+            dropout.append(0.0 if slot is None else slot.dropout)
+        return cls(torch.stack(a), torch.stack(b), tuple(dropout) if any(dropout) else ())
+
+    def apply(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        """Y + the update of each row's slots: x `[B, S, I]`, y `[B, S, O]` -> `[B, S, O]`."""
+        ids = route.adapter_ids
+        for position in range(ids.shape[1]):
+            ids_B = ids[:, position]
+            x_in = self._drop(x, ids_B, route.packed) if route.training and self.dropout else x
+            if route.packed:
+                y = self._packed(x_in, y, ids_B)
+            else:  # one id: `[1, I, R]` broadcasts over the batch, and nothing is gathered per row
+                y = y + x_in @ self.a_NIR[ids_B] @ self.b_NRO[ids_B]
+        return y
+
+    def _packed(self, x_1TI: Tensor, y_1TO: Tensor, ids_T: Tensor) -> Tensor:
+        """Tokens of one slot together: gathering `[T, I, R]` would cost T copies of the weights."""
+        x_TI, y_TO = x_1TI[0], y_1TO[0]
+        for slot in ids_T.unique().tolist():
+            if slot:
+                tokens = (ids_T == slot).nonzero()[:, 0]
+                update = x_TI[tokens] @ self.a_NIR[slot] @ self.b_NRO[slot]
+                y_TO = y_TO.index_add(0, tokens, update.to(y_TO.dtype))
+        return y_TO.unsqueeze(0)
+
+    def _drop(self, x: Tensor, ids: Tensor, packed: bool) -> Tensor:
+        """Dropout at each row's own rate; a token's in a packed batch."""
+        keep = 1 - x.new_tensor(self.dropout)[ids]
+        keep = keep.view(1, -1, 1) if packed else keep.view(-1, 1, 1)
+        return x * (torch.rand_like(x) < keep) / keep
+
+
+def check_config(config: LoraConfig) -> None:
+    """Raise OptionError for an option that a bank can't express exactly."""
+    plain = type(config)()
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in EXPRESSED | IRRELEVANT or value == getattr(plain, field.name):
+            continue
+        raise OptionError(
+            f"LoraConfig({field.name}={value!r}) can't be expressed by an adapter bank; adaptx "
+            f"takes these options: {', '.join(sorted(EXPRESSED))}."
+        )
+    if not any(config.init_lora_weights is init for init in INITS[:2]) and (
+        config.init_lora_weights != INITS[2]
+    ):
+        raise OptionError(
+            f"init_lora_weights={config.init_lora_weights!r} changes the base weights or needs "
+            f"data; adaptx takes {choices(INITS)}."
+        )
+    if not 0 <= config.lora_dropout < 1:
+        raise OptionError(f"lora_dropout={config.lora_dropout} must be at least 0 and below 1.")
+
+
+def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[str]:
+    """The sites that `target_modules` names, in the encoder's order.
+
+    "all-linear" is every site, a list holds suffixes or full names, a string is a regular
+    expression, None is PEFT's default for the model. Raises SiteError where nothing matches.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    names, asked = list(sites), config.target_modules
+    if isinstance(asked, str) and asked.lower() == "all-linear":
+        asked = set(names)
+    elif asked is None:
+        asked = set(DEFAULTS[model_type])
+    matching = _with_targets(config, asked)
+    found = [name for name in names if check_target_module_exists(matching, name) is not False]
+    found = [name for name in found if bool(check_target_module_exists(matching, name))]
+    unmatched = [] if isinstance(asked, str) else [
+        target for target in sorted(asked)
+        if not any(name == target or name.endswith(f".{target}") for name in names)
+    ]  # fmt: skip
+    if unmatched or not found:
+        suffixes = sorted({name.split(".", 3)[-1] if ".layer." in name else name for name in names})
+        wanted = choices(unmatched) if unmatched else repr(config.target_modules)
+        raise SiteError(
+            f"target_modules: {wanted} matches no site of this encoder. It has {len(names)} sites; "
+            f"in each layer: {choices(suffixes)}. Name suffixes, full names such as "
+            f"{names[0]!r}, or 'all-linear'."
+        )
+    return found
+
+
+def _with_targets(config: LoraConfig, asked: set[str] | list[str] | str) -> LoraConfig:
+    import copy
+
+    made = copy.copy(config)
+    made.target_modules = asked
+    return made
+
+
+def rank_and_scale(config: LoraConfig, site: str) -> tuple[int, float]:
+    """The rank and the scale at a site, after rank_pattern and alpha_pattern."""
+    rank = int(_pattern(config.rank_pattern, site, config.r))
+    alpha = float(_pattern(config.alpha_pattern, site, config.lora_alpha))
+    if rank < 1:
+        raise OptionError(f"The rank at {site} is {rank}; it must be at least 1.")
+    return rank, alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def _pattern(pattern: Mapping[str, Any] | None, site: str, otherwise: Any) -> Any:
+    from peft.utils.other import get_pattern_key
+
+    pattern = pattern or {}
+    return pattern.get(get_pattern_key(list(pattern), site), otherwise)
+
+
+def init_sites(
+    config: LoraConfig, sites: Mapping[str, Site], model_type: str, generator: torch.Generator
+) -> dict[str, LoraSite]:
+    """New LoRA parts, initialized as PEFT does: A Kaiming-uniform or Gaussian, B zero.
+
+    `init_lora_weights=False` draws B too, so that tests see a LoRA that does something.
+    """
+    check_config(config)
+    made = {}
+    for name in targets(config, sites, model_type):
+        rank, scale = rank_and_scale(config, name)
+        a = torch.empty(rank, sites[name].in_features)
+        b = torch.zeros(sites[name].out_features, rank)
+        if config.init_lora_weights == "gaussian":
+            nn.init.normal_(a, std=1 / rank, generator=generator)
+        else:
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+        if config.init_lora_weights is False:
+            nn.init.kaiming_uniform_(b, a=math.sqrt(5), generator=generator)
+        made[name] = LoraSite(a, b, scale, config.lora_dropout)
+    return made

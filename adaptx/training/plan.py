@@ -1,0 +1,48 @@
+"""Which rows each process takes at each step: the same global batches on any number of processes.
+
+An epoch is one shuffle of all rows, cut into global batches. A global batch is cut into
+`accumulate` micro-batches, and each of those among the processes. So the same seed and batch size
+mean the same training on 1 or 8 GPUs, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: the rows of the global batch, and this process's micro-batches.
+
+    A micro-batch without rows for this process is empty: it must still take part in the backward
+    pass, with weight 0 (see `adaptx.training.train`).
+    """
+
+    rows: int
+    micro_batches: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cuts `rows` rows into steps for process `process` of `processes`."""
+
+    rows: int
+    batch_size: int
+    accumulate: int = 1
+    processes: int = 1
+    process: int = 0
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def steps(self, epoch: int) -> Iterator[Step]:
+        """The steps of an epoch; its shuffle depends on the seed and the epoch alone."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        for start in range(0, self.rows, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            micro = np.array_split(batch, self.accumulate)
+            yield Step(len(batch), tuple(rows[self.process :: self.processes] for rows in micro))

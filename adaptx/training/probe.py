@@ -1,0 +1,69 @@
+"""A probe: logistic regression on the frozen encoder's pooled states, the honest first baseline.
+
+Solved to its optimum by scikit-learn, its regularization chosen on dev (by cross-validation when
+there is no dev): a linear head trained for a few epochs would be a handicapped peer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from adaptx.adapters.adapter import Adapter
+from adaptx.encoder.encoder import Encoder
+
+STRENGTHS = tuple(float(c) for c in np.logspace(-4, 2, 13))  # scikit-learn's C
+
+
+@torch.inference_mode()
+def pooled_states(
+    encoder: Encoder, adapter: Adapter, ids: list[list[int]], batch_size: int
+) -> np.ndarray:
+    """fp32 `[rows, H]`: the plain encoder's states, pooled as the adapter's task says."""
+    pooled = np.empty((len(ids), encoder.hidden_size), dtype=np.float32)
+    for batch in encoder.text.batches(ids, batch_size):
+        input_ids = torch.from_numpy(batch.input_ids).to(encoder.device)
+        mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
+        states = encoder.hidden(input_ids, mask)
+        pooled[batch.rows] = adapter.pool(states, mask).cpu().numpy()
+    return pooled
+
+
+def fit_probe(
+    adapter: Adapter,
+    train: tuple[np.ndarray, np.ndarray],
+    dev: tuple[np.ndarray, np.ndarray] | None,
+    seed: int,
+) -> float:
+    """Fit the adapter's head on (pooled `[rows, H]`, targets `[rows]`); returns the C chosen.
+
+    The features' standardization is folded into the head.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(train[0])
+    x, y = scaler.transform(train[0]), train[1]
+
+    def score(strength: float) -> float:
+        model = LogisticRegression(C=strength, max_iter=2000, random_state=seed)
+        if dev is None:
+            folds = int(min(5, np.bincount(y)[np.unique(y)].min()))
+            return float(cross_val_score(model, x, y, cv=folds).mean()) if folds > 1 else 0.0
+        return float(model.fit(x, y).score(scaler.transform(dev[0]), dev[1]))
+
+    best = max(STRENGTHS, key=score)  # ties: the strongest regularization
+    model = LogisticRegression(C=best, max_iter=2000, random_state=seed).fit(x, y)
+    weight, bias = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # one row for two classes: the log odds of the second
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / scaler.scale_
+    bias = bias - weight @ scaler.mean_
+    assert adapter.head is not None
+    # A label that train lacks is never predicted.
+    adapter.head.weight.data.zero_()
+    adapter.head.bias.data.fill_(-1e4)
+    adapter.head.weight.data[model.classes_] = torch.tensor(weight).to(adapter.head.weight)
+    adapter.head.bias.data[model.classes_] = torch.tensor(bias).to(adapter.head.bias)
+    return best
