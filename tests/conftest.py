@@ -69,8 +69,8 @@ def small_folders(tmp_path_factory):
         torch.manual_seed(7)
         folder = tmp_path_factory.mktemp("encoders") / family
         model = AutoModel.from_config(config, add_pooling_layer=False)
-        for parameter in model.parameters():  # far enough from 0 that a wrong path shows
-            torch.nn.init.normal_(parameter, std=0.15)
+        for name, parameter in model.named_parameters():  # large enough that a wrong path shows
+            torch.nn.init.normal_(parameter, std=0.3, mean=float("LayerNorm.weight" in name))
         model.save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(source / name, folder)

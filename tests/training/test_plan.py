@@ -1,0 +1,43 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptx.training.plan import Plan
+
+sizes = st.fixed_dictionaries(
+    {
+        "rows": st.integers(1, 60),
+        "batch_size": st.integers(1, 20),
+        "accumulate": st.integers(1, 5),
+        "seed": st.integers(0, 3),
+    }
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(sizes=sizes, processes=st.integers(1, 5), epoch=st.integers(1, 3))
+def test_any_number_of_processes_shares_the_same_global_batches(sizes, processes, epoch):
+    alone = [
+        sorted(np.concatenate(step.micro_batches).tolist())
+        for step in Plan(**{**sizes, "accumulate": 1}).steps(epoch)
+    ]
+    plans = [Plan(**sizes, processes=processes, process=p) for p in range(processes)]
+    shared = []
+    for steps in zip(*(plan.steps(epoch) for plan in plans), strict=True):
+        assert {len(step.micro_batches) for step in steps} == {sizes["accumulate"]}
+        rows = np.concatenate([rows for step in steps for rows in step.micro_batches])
+        assert {step.rows for step in steps} == {len(rows)}
+        shared.append(sorted(rows.tolist()))
+    assert shared == alone
+    assert sorted(sum(shared, [])) == list(range(sizes["rows"]))
+    assert len(shared) == len(plans[0])
+
+
+def test_epochs_and_seeds_shuffle_differently():
+    def order(seed, epoch):
+        steps = Plan(50, 50, seed=seed).steps(epoch)
+        return next(steps).micro_batches[0].tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)

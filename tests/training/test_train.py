@@ -1,0 +1,263 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig
+
+import adaptx as ax
+from adaptx.data.read import Example, read_examples
+from adaptx.errors import DataError, OptionError, SiteError, TrainingDiverged
+from adaptx.training.train import Settings
+from tests.conftest import SAMPLE
+
+LORA = LoraConfig(r=4, target_modules="all-linear")
+
+
+def fit(encoder, config=LORA, task=None, **options):
+    defaults = {
+        "name": "x",
+        "train": SAMPLE / "train.jsonl",
+        "dev": SAMPLE / "dev.jsonl",
+        "epochs": 2,
+    }
+    return ax.train(encoder, task or ax.tasks.Classification(), config, **(defaults | options))
+
+
+def losses(adapter):
+    return [entry["loss"] for entry in adapter.facts.training["history"]]
+
+
+def test_it_learns_and_keeps_the_best_epoch_on_dev(small):
+    adapter = fit(small, epochs=12, lr=1e-2, batch_size=32)
+    training = adapter.facts.training
+    assert losses(adapter)[-1] < 0.7 * losses(adapter)[0]
+    best = max(entry["accuracy"] for entry in training["history"])
+    assert training["best"]["accuracy"] == best
+    dev = read_examples(SAMPLE / "dev.jsonl")
+    answers = small.predict([row.text for row in dev], adapter)
+    right = sum(a.label == row.label for a, row in zip(answers, dev, strict=True))
+    assert right / len(dev) == pytest.approx(best)
+    assert {"macro_f1", "weighted_f1", "dev_loss", "seconds"} <= training["best"].keys()
+    assert not any(p.requires_grad for p in adapter.parameters())
+
+
+def test_the_frozen_encoder_stays_as_it_was(small):
+    before = {name: value.clone() for name, value in small.model.state_dict().items()}
+    fit(small, epochs=1, lr=1e-2)
+    after = small.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not small.model.training
+
+
+def test_a_seed_repeats_a_run_exactly_and_another_differs(small):
+    config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.2)
+    one, same, other = (fit(small, config, seed=seed) for seed in (1, 1, 2))
+    assert losses(one) == losses(same) != losses(other)
+    state, again = one.state_dict(), same.state_dict()
+    assert all(torch.equal(state[name], again[name]) for name in state)
+
+
+@pytest.mark.parametrize("accumulate", [3, 16])
+def test_accumulation_gives_the_losses_of_the_whole_batch(small, accumulate):
+    whole = fit(small, lr=3e-3)
+    parts = fit(small, lr=3e-3, accumulate=accumulate)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_checkpointing_gives_the_same_losses(small_folders):
+    plain, recomputed = (
+        fit(ax.Encoder.from_pretrained(small_folders["bert"]), checkpointing=on, lr=3e-3)
+        for on in (False, True)
+    )
+    assert losses(recomputed) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_early_stopping_stops_after_patience_epochs_without_a_gain(small):
+    adapter = fit(small, epochs=30, lr=1e-7, patience=2)  # too small a rate to gain anything
+    history = adapter.facts.training["history"]
+    best = adapter.facts.training["best"]["epoch"]
+    assert len(history) == best + 2 < 30
+
+
+def test_without_dev_the_last_epoch_is_kept(small):
+    adapter = fit(small, dev=None, epochs=2)
+    assert adapter.facts.training["best"] is None
+    assert [set(e) for e in adapter.facts.training["history"]] == [{"epoch", "loss", "seconds"}] * 2
+
+
+def test_a_probe_beats_chance_and_has_no_sites(encoder):
+    probe = fit(encoder, None)
+    assert probe.sites == {}
+    assert probe.facts.method == "probe"
+    assert probe.facts.training["best"]["accuracy"] > 0.6  # seven labels: chance is 0.14
+    dev = read_examples(SAMPLE / "dev.jsonl")
+    answers = encoder.predict([row.text for row in dev], probe)
+    right = sum(a.label == row.label for a, row in zip(answers, dev, strict=True))
+    assert right / len(dev) == pytest.approx(probe.facts.training["best"]["accuracy"])
+
+
+def test_a_probe_is_scikit_learns_logistic_regression(encoder):
+    """Two labels and no dev: one row of coefficients, and cross-validation."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    rows = [r for r in read_examples(SAMPLE / "train.jsonl") if r.label in ("sports", "health")]
+    probe = fit(encoder, None, train=rows, dev=None)
+    x = encoder.embed([row.text for row in rows])
+    strength = probe.facts.training["history"][0]["strength"]
+    mean, std = x.mean(0), x.std(0)
+    oracle = LogisticRegression(C=strength, max_iter=2000).fit(
+        (x - mean) / std, [r.label for r in rows]
+    )
+    answers = encoder.predict([row.text for row in rows], probe)
+    wanted = oracle.predict_proba((x - mean) / std)
+    found = np.array([[a.scores[label] for label in oracle.classes_] for a in answers])
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good(small):
+    with pytest.raises(TrainingDiverged, match="step 1 ") as caught:
+        fit(small, train=[Example("a b", "x"), Example("c d", "y")], dev=None, lr=1e30, warmup=0.9,
+            epochs=1, clip=0.0, task=Exploding())  # fmt: skip
+    assert caught.value.adapter is None
+
+
+class Exploding(ax.tasks.Classification):
+    """A task whose loss turns NaN after `good` calls."""
+
+    def __init__(self, good=0):
+        super().__init__(())
+        object.__setattr__(self, "good", good)
+
+    def fit(self, train, dev=()):
+        fitted = Exploding(self.good)
+        object.__setattr__(fitted, "labels", super().fit(train, dev).labels)
+        return fitted
+
+    def losses(self, logits, targets):
+        found = super().losses(logits, targets)
+        if not torch.is_grad_enabled():
+            return found
+        object.__setattr__(self, "good", self.good - 1)
+        return found if self.good >= 0 else found * float("nan")
+
+
+def test_divergence_after_an_epoch_keeps_that_epoch(small):
+    with pytest.raises(TrainingDiverged, match=r"step 14 .*epoch 2.*nan") as caught:
+        fit(small, batch_size=16, epochs=3, lr=1e-2, task=Exploding(good=13))  # 11 steps an epoch
+    kept = caught.value.adapter
+    assert kept.facts.training["best"]["epoch"] == 1
+    assert all(p.isfinite().all() for p in kept.parameters())
+    assert caught.value.step == 14
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"metric": "f1"}, "macro_f1"),
+        ({"batch_size": 2, "accumulate": 3}, "accumulate=3"),
+        ({"patience": 0}, "patience=0"),
+        ({"learning_rate": 1e-3}, "learning_rate"),
+        ({"precision": "fp8"}, "bf16"),
+    ],
+)
+def test_bad_options_are_named(small, options, named):
+    with pytest.raises(OptionError, match=named):
+        fit(small, **options)
+
+
+def test_data_is_checked_before_any_work(small):
+    one = [Example("a", "x", "f.jsonl", 1), Example("b", "x", "f.jsonl", 2)]
+    with pytest.raises(DataError, match="one class only"):
+        fit(small, train=one, dev=None)
+    two = [*one, Example("c", "y", "f.jsonl", 3)]
+    with pytest.raises(DataError, match=r"d\.jsonl, line 9: .*unknown label 'z'.*x, y"):
+        fit(small, train=two, dev=[Example("d", "z", "d.jsonl", 9)])
+    task = ax.tasks.Classification(("x", "y", "z"))
+    with pytest.raises(DataError, match="can't be learnt"):
+        fit(small, task=task, train=two, dev=[Example("d", "z", "d.jsonl", 9)])
+    with pytest.raises(SiteError, match="qeury"):
+        fit(small, LoraConfig(target_modules=["qeury"]))
+
+
+def test_another_precision_in_one_process_is_refused_with_accelerates_words(small):
+    Accelerator()
+    with pytest.raises(OptionError, match="already been initialized"):
+        fit(small, precision="bf16")
+
+
+def test_settings_say_what_they_are():
+    assert set(Settings.__dataclass_fields__) <= set((Settings.__doc__ or "").split())
+
+
+def run_ranks(world, folder, meeting):
+    script = Path(__file__).with_name("two_processes.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(folder), str(SAMPLE), str(meeting)],
+            env={
+                **os.environ,
+                **(
+                    {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+                    if world > 1
+                    else {}
+                ),
+                "GLOO_SOCKET_IFNAME": "lo",
+                "OMP_NUM_THREADS": "1",
+                "ACCELERATE_USE_CPU": "true",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    outputs = [rank.communicate(timeout=300) for rank in ranks]
+    for rank, (_, err) in zip(ranks, outputs, strict=True):
+        assert rank.returncode == 0, err
+    return [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]
+
+
+def test_two_processes_give_the_losses_of_one(small_folders, tmp_path):
+    (alone,) = run_ranks(1, small_folders["bert"], tmp_path / "one")
+    ranks = run_ranks(2, small_folders["bert"], tmp_path / "two")
+    assert alone["processes"] == 1
+    assert [rank["processes"] for rank in ranks] == [2, 2]
+    for rank in ranks:
+        for key in ("loss", "dev_loss", "accuracy"):
+            found = [entry[key] for entry in rank["history"]]
+            assert found == pytest.approx([e[key] for e in alone["history"]], rel=1e-4)
+        assert rank["weights"] == pytest.approx(alone["weights"], rel=1e-3, abs=1e-6)
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+
+
+def test_bf16_trains_to_losses_near_fp32(small_folders, tmp_path):
+    code = f"""
+import json, sys
+from peft import LoraConfig
+import adaptx as ax
+encoder = ax.Encoder.from_pretrained({str(small_folders["bert"])!r})
+adapter = ax.train(encoder, ax.tasks.Classification(), LoraConfig(r=4, target_modules="all-linear"),
+    name="x", train={str(SAMPLE / "train.jsonl")!r}, epochs=2, lr=3e-3, precision=sys.argv[1])
+print(json.dumps([adapter.facts.training["precision"]]
+    + [e["loss"] for e in adapter.facts.training["history"]]))
+"""
+    found = {}
+    for precision in ("no", "bf16"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, precision], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        found[precision] = json.loads(done.stdout.strip().splitlines()[-1])
+        assert found[precision][0] == precision
+    assert found["bf16"][1:] == pytest.approx(found["no"][1:], rel=2e-2)
+    assert found["bf16"][1:] != found["no"][1:]
