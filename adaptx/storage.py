@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FolderError(f"{path.parent} has no {path.name}: is this the right folder?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FolderError(f"{path} can't be read as JSON ({error}): {_RESTORE}") from error
     if not isinstance(value, dict):
         raise FolderError(f"{path} holds a JSON {type(value).__name__}, not an object: {_RESTORE}")
@@ -167,14 +167,14 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         data = path.read_bytes()
     except OSError as error:
         raise FolderError(f"{path} can't be read ({error.strerror}): {_RESTORE}") from error
-    if data[:1] == b"\x80" or data[:2] == b"PK":
-        raise FolderError(
-            f"{path} is a pickle, not safetensors. A pickle can run code when it is opened, so "
-            f"adaptx reads none: save it as safetensors where it was made."
-        )
     try:
         tensors = {name: _fp32(**view) for name, view in deserialize(data)}
     except (SafetensorError, KeyError, ValueError) as error:
+        if data[8:9] != b"{" and (data[:1] == b"\x80" or data[:2] == b"PK"):
+            raise FolderError(
+                f"{path} is a pickle, not safetensors. A pickle can run code when it is opened, so "
+                f"adaptx reads none: save it as safetensors where it was made."
+            ) from None
         raise FolderError(f"{path} is damaged or truncated ({error}): {_RESTORE}") from error
     for name, array in tensors.items():
         if not np.isfinite(array).all():

@@ -56,7 +56,7 @@ def test_importing_what_needs_no_torch_loads_none_of_it(module):
 
 
 def modules():
-    return sorted(path for path in (ROOT / "adaptx").rglob("*.py"))
+    return sorted((ROOT / "adaptx").rglob("*.py"))
 
 
 def package(path):

@@ -94,12 +94,20 @@ def test_overwrite_replaces_the_whole_folder(tmp_path):
     assert (out / "weights.txt").read_text(encoding="utf-8") == "new"
 
 
-def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path):
+def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path, monkeypatch):
     out = written(tmp_path / "out", "old")
-    before = contents(tmp_path)
-    with pytest.raises(FileNotFoundError), new_folder(out, overwrite=True) as made:
-        (made / "weights.txt").write_text("new", encoding="utf-8")
-        (made / "dangling").symlink_to(tmp_path / "nowhere")
+    before, real, asked = contents(tmp_path), Path.rename, []
+
+    def rename(path, target):
+        asked.append(path.name)
+        if path.name.startswith(".out.new"):
+            raise OSError("the disk went away")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="went away"), new_folder(out, overwrite=True) as made:
+        fill(made, "new")
+    assert len(asked) == 3
     assert contents(tmp_path) == before
 
 

@@ -12,6 +12,7 @@ A probe has neither of the first two. A folder that PEFT wrote has only those tw
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def _card(facts: Facts) -> str:
     head = {
         "library_name": "peft" if facts.method == "lora" else "adaptx",
         "base_model": None if facts.encoder.startswith("bundled:") else facts.encoder,
-        "language": facts.language,
+        "language": facts.language and json.dumps(facts.language),  # `no` is false in YAML
         "tags": f"[adaptx, {facts.method}]",
     }
     lines = ["---", *(f"{key}: {value}" for key, value in head.items() if value), "---", ""]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
+from adaptx.errors import OptionError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -35,13 +37,14 @@ class TextEncoder:
     def ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """The token ids of each text; `max_length` may lower the encoder's own, never raise it.
 
-        A longer text loses its end, and keeps its closing special tokens.
+        A longer text loses its end, and keeps its closing special tokens. Raises OptionError for a
+        limit that leaves no room for text.
         """
-        limit = min(max_length or self.max_length, self.max_length)
-        encoded = [item.ids for item in self.tokenizer.encode_batch(list(texts))]
-        if all(len(ids) <= limit for ids in encoded):
-            return encoded
+        limit = self.max_length if max_length is None else min(max_length, self.max_length)
         bare = len(self.tokenizer.encode("").ids)  # how many special tokens frame a text
+        if limit < bare:
+            raise OptionError(f"max_length={limit} is less than the {bare} special tokens.")
+        encoded = [item.ids for item in self.tokenizer.encode_batch(list(texts))]
         return [
             ids if len(ids) <= limit else self._truncated(text, limit - bare)
             for ids, text in zip(encoded, texts, strict=True)

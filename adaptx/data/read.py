@@ -18,7 +18,7 @@ from adaptx.errors import DataError, choices
 
 TEXT_COLUMNS = ("text", "sentence", "tweet", "review", "content", "utterance")
 LABEL_COLUMNS = ("label", "category", "topic", "class", "sentiment", "intent")
-FORMATS = (".jsonl", ".tsv", ".csv")
+FORMATS = (".jsonl", ".ndjson", ".tsv", ".csv")
 SPLITS = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 
 Row = dict[str, object]
@@ -64,12 +64,11 @@ def read_examples(
         text, label = row[text_name], row[label_name] if label_name else None
         if not isinstance(text, str) or not text.strip():
             raise DataError(
-                f"the text (column {text_name!r}) is {'empty' if text in ('', None) else text!r}: "
+                f"the text (column {text_name!r}) is {repr(text) if text else 'empty'}: "
                 f"give the row a text, or take it out.",
                 path,
                 line,
             )
-        _check_unicode(text, path, line)
         if isinstance(label, (int, float)) and not isinstance(label, bool):
             label = str(label)  # numbered classes are names like any other
         if labelled and (not isinstance(label, str) or not label.strip()):
@@ -79,7 +78,9 @@ def read_examples(
                 path,
                 line,
             )
+        _check_unicode(text, "text", path, line)
         name = label.strip() if isinstance(label, str) and label.strip() else None
+        _check_unicode(name or "", "label", path, line)
         examples.append(Example(text, name, str(path), line))
     if not examples:
         raise DataError("the file has no rows.", path)
@@ -90,7 +91,8 @@ def read_column(path: str | Path, column: str) -> list[str]:
     """One column of a file as text, in its order; absent values are empty."""
     path = Path(path)
     return [
-        str(row[_column(column, (), row, "column", path, line)] or "") for line, row in _rows(path)
+        "" if (value := row[_column(column, (), row, "column", path, line)]) is None else str(value)
+        for line, row in _rows(path)
     ]
 
 
@@ -131,11 +133,11 @@ def _column(
     )
 
 
-def _check_unicode(text: str, path: Path, line: int) -> None:
+def _check_unicode(text: str, what: str, path: Path, line: int) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair
-        raise DataError(f"the text holds a lone surrogate ({error}).", path, line) from None
+        raise DataError(f"the {what} holds a lone surrogate ({error}).", path, line) from None
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -162,7 +164,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise DataError(
-                        f"this isn't UTF-8 (byte {raw[error.start]:#04x} at column "
+                        f"this isn't UTF-8 (byte {error.object[error.start]:#04x} at column "
                         f"{error.start + 1}): save the file as UTF-8, for example with "
                         f"iconv -t utf-8.",
                         path,
@@ -182,7 +184,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"this isn't JSON: {error}.", path, number) from None
         if not isinstance(row, dict):
             raise DataError(
@@ -199,8 +201,8 @@ def _tsv(path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in _lines(path):
         fields = line.rstrip("\r\n").split("\t")
         if not header:
-            header = [field.strip() for field in fields]
-        elif line.strip():
+            header = _header(fields, path, number)
+        elif line.strip("\r\n"):
             yield number, _row(header, fields, path, number)
 
 
@@ -208,14 +210,23 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(1 << 30)
     reader = csv.reader((line for _, line in _lines(path)), strict=True)
     header: list[str] = []
+    start = 1
     try:
         for fields in reader:
             if not header:
-                header = [field.strip() for field in fields]
+                header = _header(fields, path, start)
             elif fields:
-                yield reader.line_num, _row(header, fields, path, reader.line_num)
+                yield start, _row(header, fields, path, start)
+            start = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"this isn't CSV: {error}.", path, reader.line_num) from None
+        raise DataError(f"this isn't CSV: {error}.", path, start) from None
+
+
+def _header(fields: list[str], path: Path, number: int) -> list[str]:
+    header = [field.strip() for field in fields]
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise DataError(f"the header has {choices(twice)!r} twice.", path, number)
+    return header
 
 
 def _row(header: list[str], fields: list[str], path: Path, number: int) -> Row:

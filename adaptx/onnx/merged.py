@@ -156,8 +156,9 @@ def _quantize(folder: Path) -> None:
 def _kept_fp32(model: Path) -> list[str]:
     """The products that stay in fp32.
 
-    Those of two activations (attention's), where int8 costs accuracy for no speed, and the FFN's
-    second, whose inputs have outliers: alone it is most of int8's error (docs/performance.md).
+    Those of two activations (attention's), where int8 costs accuracy for no speed; the FFN's
+    second, whose inputs have outliers: alone it is most of int8's error (docs/performance.md); and
+    the head.
     """
     import onnx
 
@@ -165,7 +166,9 @@ def _kept_fp32(model: Path) -> list[str]:
     weights = {tensor.name: tensor.dims for tensor in graph.initializer}
     kept = []
     for node in graph.node:
-        if node.op_type == "MatMul":
+        if node.op_type == "Gemm":
+            kept.append(node.name)
+        elif node.op_type == "MatMul":
             shapes = [weights[name] for name in node.input if name in weights]
             if not shapes or shapes[0][0] > shapes[0][1]:
                 kept.append(node.name)

@@ -17,7 +17,7 @@ def task_from_json(value: dict[str, Any]) -> Classification:
     """The task that `to_json` wrote down; raises FolderError when it isn't one of TASKS."""
     options = dict(value)
     kind = options.pop("kind", None)
-    if kind not in TASKS:
+    if not isinstance(kind, str) or kind not in TASKS:
         raise FolderError(f"The task {kind!r} is none that this adaptx knows: {choices(TASKS)}.")
     try:
         return TASKS[kind](**options)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class Classification:
     kind = "classification"
 
     def __post_init__(self) -> None:
+        if isinstance(cast(object, self.labels), str):
+            raise OptionError(f"labels={self.labels!r} must be a list of names, not one text.")
         object.__setattr__(self, "labels", tuple(self.labels))
         if not all(isinstance(label, str) and label for label in self.labels):
             raise OptionError(f"labels={list(self.labels)} must be names that aren't empty.")
@@ -56,6 +58,8 @@ class Classification:
         """
         found = sorted({example.label for example in train if example.label is not None})
         task = self if self.labels else Classification(tuple(found), self.pooling)
+        if not train:
+            raise DataError("there are no training examples.")
         task.targets(train)
         if len(found) < 2:
             raise DataError(
@@ -63,7 +67,8 @@ class Classification:
                 f"in the training data.",
                 train[0].path or None,
             )
-        task.targets(dev)
+        if self.labels:
+            task.targets(dev)
         for example in dev:
             if example.label not in found:
                 raise example.error(

@@ -70,8 +70,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
-        if not self.lr > 0 or not math.isfinite(self.lr):
-            raise OptionError(f"lr={self.lr!r} must be above 0.")
+        if not 0 < self.lr <= 1e30:
+            raise OptionError(f"lr={self.lr!r} must be above 0 (and not absurd).")
         if not 0 <= self.warmup < 1 or self.weight_decay < 0 or self.clip < 0:
             raise OptionError("warmup must be from 0 to below 1; weight_decay and clip at least 0.")
         if self.metric not in METRICS:

@@ -147,9 +147,7 @@ def test_the_route_survives_both_onnx_exporters(small, tmp_path, dynamo):
         **extra,
     )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feeds = {
-        label: np.ascontiguousarray(a) for label, a in zip(labels, arrays, strict=True)
-    }
+    feeds = {label: np.ascontiguousarray(a) for label, a in zip(labels, arrays, strict=True)}
     ids, mask = inputs(5, 11, seed=8)
     for slots in ([1, 2, 0, 1, 2], [0, 0, 0, 0, 0], [2, 2, 1, 0, 1]):
         with torch.no_grad():

@@ -544,3 +544,11 @@ def test_afrisenti_is_read_whole():
         "dev": {"negative": 894, "neutral": 896, "positive": 887},
         "test": {"negative": 1759, "neutral": 1789, "positive": 1755},
     }
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.tsv"
+    path.write_text("text\tlabel\ttext\na\tx\tb\n")
+    with pytest.raises(DataError, match="'text' twice") as caught:
+        read_examples(path)
+    assert caught.value.line == 1

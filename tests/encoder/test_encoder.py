@@ -148,8 +148,7 @@ def test_a_cached_hub_encoder_opens_without_network(small, tmp_path):
     (repository / "refs" / "main").write_text(revision)
     shutil.copytree(small.folder, repository / "snapshots" / revision)
     code = (
-        "import adaptx\n"
-        "print(adaptx.Encoder.from_pretrained('someone/small-encoder').fingerprint)"
+        "import adaptx\nprint(adaptx.Encoder.from_pretrained('someone/small-encoder').fingerprint)"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_HUB_CACHE", None)

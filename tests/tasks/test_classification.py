@@ -83,6 +83,15 @@ def test_an_unknown_label_in_dev_names_its_line_and_the_allowed_ones():
     assert "'travel'" in str(caught.value) and "health, sports" in str(caught.value)
 
 
+def test_a_dev_label_outside_the_given_ones_is_unknown():
+    task = Classification(["health", "sports"])
+    with pytest.raises(DataError) as caught:
+        task.fit(rows("sports", "health"), rows("health", "sprots", path="dev.tsv"))
+    assert str(caught.value) == (
+        "dev.tsv, line 3: unknown label 'sprots'; allowed: health, sports."
+    )
+
+
 def test_a_dev_label_that_train_lacks_names_its_line_and_what_train_has():
     task = Classification(["health", "sports", "travel"])
     with pytest.raises(DataError) as caught:
@@ -223,3 +232,8 @@ def test_losses_of_extreme_logits_are_finite():
     assert losses.tolist() == [0.0, 2e4]
     losses.sum().backward()
     assert logits.grad.tolist() == [[0.0, 0.0], [-1.0, 1.0]]
+
+
+def test_labels_given_as_one_text_are_refused():
+    with pytest.raises(OptionError, match="list of names"):
+        Classification("abc")

@@ -29,7 +29,7 @@ def test_any_number_of_processes_shares_the_same_global_batches(sizes, processes
         assert {step.rows for step in steps} == {len(rows)}
         shared.append(sorted(rows.tolist()))
     assert shared == alone
-    assert sorted(sum(shared, [])) == list(range(sizes["rows"]))
+    assert sorted(row for rows in shared for row in rows) == list(range(sizes["rows"]))
     assert len(shared) == len(plans[0])
 
 

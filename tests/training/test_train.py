@@ -206,11 +206,8 @@ def run_ranks(world, folder, meeting):
             [sys.executable, str(script), str(folder), str(SAMPLE), str(meeting)],
             env={
                 **os.environ,
-                **(
-                    {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-                    if world > 1
-                    else {}
-                ),
+                **dict.fromkeys(("RANK", "LOCAL_RANK") if world > 1 else (), str(rank)),
+                **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE")[: 2 * (world > 1)], str(world)),
                 "GLOO_SOCKET_IFNAME": "lo",
                 "OMP_NUM_THREADS": "1",
                 "ACCELERATE_USE_CPU": "true",
