@@ -396,7 +396,8 @@ def test_a_plain_file_with_a_gz_name_is_refused(tmp_path):
 def test_an_unknown_ending_lists_the_known_ones(tmp_path, name, ending):
     message = refusal(read_examples, write(tmp_path / name, "text\na\n"), None)
     assert (
-        f"the ending {ending!r} is no known format: .jsonl, .tsv, .csv, gzipped or not" in message
+        f"the ending {ending!r} is no known format: .jsonl, .ndjson, .tsv, .csv, gzipped or not"
+        in message
     )
 
 
