@@ -56,9 +56,9 @@ def export_merged(
     if rows:
         adapter.task.targets(rows)
     with storage.new_folder(output, overwrite=overwrite) as made:
-        _write_model(encoder, adapter, made)
+        write_merged(encoder, adapter, made)
         if quantize == "int8":
-            _quantize(made)
+            quantize_int8(made, kept_fp32(made / MODEL))
         _write_tokenizer(encoder, adapter, made)
         kind = quantize or "fp32"
         report = compare(made, encoder, adapter, PROBE_TEXTS, rows, BOUNDS[kind])
@@ -102,7 +102,8 @@ def _config(encoder: Encoder, adapter: Adapter) -> Any:
     return config
 
 
-def _write_model(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
+def write_merged(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
+    """Write `model.onnx` and `config.json`: the adapter folded into its encoder, in fp32."""
     try:
         from optimum.exporters.onnx import export
         from optimum.exporters.tasks import TasksManager
@@ -134,7 +135,8 @@ def _write_model(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
     merged.config.save_pretrained(folder)
 
 
-def _quantize(folder: Path) -> None:
+def quantize_int8(folder: Path, kept: Sequence[str]) -> None:
+    """Replace a folder's model by its int8 form, but for the nodes named in `kept`."""
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
@@ -144,7 +146,7 @@ def _quantize(folder: Path) -> None:
         path.rename(whole / path.name)
     shutil.copy(folder / "config.json", whole)  # optimum asks for it
     config = AutoQuantizationConfig.avx512_vnni(
-        is_static=False, per_channel=True, nodes_to_exclude=_kept_fp32(whole / MODEL)
+        is_static=False, per_channel=True, nodes_to_exclude=list(kept)
     )
     ORTQuantizer.from_pretrained(whole, file_name=MODEL).quantize(
         save_dir=whole, quantization_config=config, file_suffix="int8"
@@ -153,7 +155,7 @@ def _quantize(folder: Path) -> None:
     shutil.rmtree(whole)
 
 
-def _kept_fp32(model: Path) -> list[str]:
+def kept_fp32(model: Path) -> list[str]:
     """The products that stay in fp32.
 
     Those of two activations (attention's), where int8 costs accuracy for no speed; the FFN's

@@ -211,7 +211,7 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> list[dict[str, Any]]:
     best: dict[str, Any] | None = None
     best_weights: dict[str, Tensor] | None = None
     step_number = 0
-    with _progress(accelerator, total) as progress:
+    with _Display(accelerator, total) as display:
         for epoch in range(1, options.epochs + 1):
             model.train()
             losses, started = [], time.perf_counter()
@@ -233,7 +233,7 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> list[dict[str, Any]]:
                 schedule.step()
                 optimizer.zero_grad()
                 losses.append(loss_value)
-                progress.step(epoch, loss_value)
+                display.step(epoch, loss_value)
             entry: dict[str, Any] = {
                 "epoch": epoch,
                 "loss": float(np.mean(losses)),
@@ -244,9 +244,9 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> list[dict[str, Any]]:
             history.append(entry)
             if best is None or _rank(entry, options) > _rank(best, options):
                 best, best_weights = entry, copy.deepcopy(adapter.state_dict())
-            progress.epoch(entry, best is entry)
+            display.epoch(entry, best is entry)
             if options.patience and dev.ids and epoch - best["epoch"] >= options.patience:
-                progress.say(f"No better dev {options.metric} for {options.patience} epochs: done.")
+                display.say(f"No better dev {options.metric} for {options.patience} epochs: done.")
                 break
     if dev.ids and best_weights is not None:
         adapter.load_state_dict(best_weights)
@@ -374,7 +374,7 @@ def _tensor(job: _Job, array: np.ndarray) -> Tensor:
     return torch.from_numpy(array).to(job.accelerator.device)
 
 
-class _progress:
+class _Display:
     """One display, on the main process: a bar on a terminal, and a line for each epoch."""
 
     def __init__(self, accelerator: Accelerator, total: int):
@@ -393,7 +393,7 @@ class _progress:
         )
         self.task = self.bar.add_task("training", total=total)
 
-    def __enter__(self) -> _progress:
+    def __enter__(self) -> _Display:
         self.bar.start()
         return self
 

@@ -1,0 +1,111 @@
+"""export/: the scripts as a user runs them, and a real server on loopback."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+from peft import LoraConfig
+
+import adaptx as ax
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.optimum
+TEXTS = ["Timu yetu imeshinda", "Mgonjwa alipewa dawa", "今天天气很好"]
+
+
+@pytest.fixture(scope="module")
+def exported(small, tmp_path_factory):
+    """An adapter, and the folder that the script made of it."""
+    folder = tmp_path_factory.mktemp("export")
+    config = LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear")
+    task = ax.tasks.Classification(("afya", "michezo", "siasa"))
+    adapter = ax.Adapter.new(small, task, config, name="sw")
+    adapter.save(folder / "sw")
+    command = [sys.executable, str(ROOT / "export" / "merged_int8.py")]
+    command += [str(folder / "sw"), str(folder / "model"), "--fp32", "--encoder"]
+    done = subprocess.run(
+        [*command, str(small.folder)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["ms"].keys() == {"1x16", "8x32", "32x48"}
+    assert last["size_mb"] > 30
+    return adapter, folder / "model"
+
+
+@pytest.fixture(scope="module")
+def server(exported):
+    command = [sys.executable, str(ROOT / "export" / "serve_merged.py"), str(exported[1])]
+    process = subprocess.Popen(
+        [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def post(url, body):
+    request = urllib.request.Request(url, data=body)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_server_answers_as_torch(small, exported, server):
+    status, answers = post(server, json.dumps({"texts": TEXTS}).encode())
+    assert status == 200
+    for found, wanted in zip(answers, small.predict(TEXTS, exported[0]), strict=True):
+        assert found["label"] == wanted.label
+        assert found["score"] == pytest.approx(wanted.score, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'{"texts": "one"}', b'{"texts": [1]}', b'{"texts": ["\\ud83d"]}', b"\xff",
+     b'{"texts": NaN}', b"[" * 100_000],
+)  # fmt: skip
+def test_a_bad_request_is_told_so_and_the_server_goes_on(server, body):
+    status, answer = post(server, body)
+    assert status == 400
+    assert "texts" in answer["error"]
+    assert post(server, b'{"texts": []}') == (200, [])
+
+
+def test_a_body_over_a_megabyte_is_refused(server):
+    text = json.dumps({"texts": ["a" * (1 << 20)]}).encode()
+    try:
+        status, _ = post(server, text)
+    except urllib.error.URLError:  # the server closed before the whole body was sent
+        status = 413
+    assert status == 413
+    assert post(server, b'{"texts": []}') == (200, [])
+
+
+def test_the_server_needs_neither_torch_nor_adaptx():
+    code = (
+        "import runpy, sys\n"
+        f"runpy.run_path({str(ROOT / 'export' / 'serve_merged.py')!r}, run_name='imported')\n"
+        "found = {'torch', 'transformers', 'adaptx', 'optimum'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {found}' if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_folder_is_refused_without_a_traceback(tmp_path):
+    command = [sys.executable, str(ROOT / "export" / "merged_int8.py")]
+    done = subprocess.run(
+        [*command, str(tmp_path / "nothing"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: There is no adapter folder")

@@ -1,0 +1,139 @@
+"""What the README and the docs say can be run, runs."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "export" / "README.md"]
+
+
+def blocks(page, language=""):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+@pytest.mark.slow
+@pytest.mark.optimum
+def test_the_readmes_python_runs(tmp_path):
+    (code,) = blocks(ROOT / "README.md", "python")
+    assert "epochs=12" in code
+    code = code.replace("epochs=12", "epochs=1") + "\nprint(report['agreement'])\n"
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) >= 0.85
+    assert (tmp_path / "adapters" / "sw-topics" / "adapter_model.safetensors").is_file()
+
+
+def test_every_command_and_option_that_a_page_names_exists():
+    from typer.main import get_command
+
+    from adaptx.cli.main import app
+
+    commands = get_command(app).commands
+    known = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in commands.items()
+    }
+    named = [
+        line
+        for page in PAGES
+        for block in blocks(page)
+        for line in block.splitlines()
+        if re.match(r"(accelerate launch -m )?adaptx ", line)
+    ]
+    assert len(named) >= 3
+    for line in named:
+        words = line.split("adaptx ", 1)[1].split()
+        used = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)}
+        assert words[0] in known, line
+        assert used <= known[words[0]], line
+
+
+def test_every_page_that_a_page_links_to_exists():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_make_target_that_a_page_names_exists():
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / ".ci" / "run"]:
+        for target in re.findall(r"^make ([a-z0-9-]+)", page.read_text(), re.M):
+            assert target in targets, f"{page.name}: {target}"
+
+
+def test_no_placeholder_was_left():
+    for page in [*PAGES, ROOT / "recipes" / "lora_sw.py"]:
+        assert "@" * 2 not in page.read_text(), page.name
+
+
+@pytest.mark.slow
+@pytest.mark.optimum
+def test_the_recipe_runs_by_accelerate_launch(tmp_path):
+    """One epoch, into a folder of its own: every part that the docstring promises."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [*launcher, str(ROOT / "recipes" / "lora_sw.py"), "--epochs", "1"]
+    environment = {**os.environ, "COLUMNS": "120"}
+    output = ["--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        command + output, capture_output=True, text=True, timeout=900, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    for part in ("sw-topics", "sw-probe", "onnx", "onnx-int8"):
+        assert (tmp_path / "out" / part / "adaptx.json").is_file()
+    assert "One batch, an adapter for each row" in done.stdout
+    for said in ("probe", "LoRA, torch", "ONNX", "ONNX int8", "dev accuracy", "none", "vector"):
+        assert said in done.stdout
+    again = subprocess.run(
+        [sys.executable, *command[3:], *output],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.slow
+def test_the_sib200_benchmark_prints_json_and_goes_on_from_its_cache(tmp_path):
+    import json
+
+    rows = [
+        ("michezo", f"Timu ya mji wa {name} imeshinda mechi ya jana")
+        for name in ("Mwanza", "Arusha", "Tanga", "Dodoma", "Moshi", "Lindi", "Mbeya", "Songea")
+    ] + [
+        ("afya", f"Daktari wa {name} alimpa mgonjwa dawa mpya")
+        for name in ("Mwanza", "Arusha", "Tanga", "Dodoma", "Moshi", "Lindi", "Mbeya", "Songea")
+    ]
+    folder = tmp_path / "data" / "sib200" / "swh_Latn"
+    folder.mkdir(parents=True)
+    for split in ("train", "dev", "test"):
+        lines = [f"{i}\t{label}\t{text}" for i, (label, text) in enumerate(rows)]
+        (folder / f"{split}.tsv").write_text("\n".join(["index_id\tcategory\ttext", *lines]))
+    command = [
+        sys.executable, "-m", "benchmarks.sib200", "--langs", "swh_Latn", "--seeds", "1",
+        "--methods", "lora,probe", "--data", str(tmp_path / "data"), "--cache",
+        str(tmp_path / "cache"),
+    ]  # fmt: skip
+    found = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        ran = "seed 0 …" in done.stderr
+        assert ran is (len(found) == 1)
+    assert found[0] == found[1]
+    lora = found[0]["swh_Latn"]["lora"]
+    assert lora["accuracy"] == 1.0
+    assert 0.01 < lora["trainable_share"] < 0.013
+    assert {"accuracy", "macro_f1", "trainable_share", "seconds"} <= lora.keys()
+    assert found[0]["swh_Latn"]["probe"]["trainable_share"] < 1e-4
