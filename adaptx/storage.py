@@ -5,11 +5,13 @@ Everything adaptx writes is a folder with a manifest, `adaptx.json`:
     {"schema": 1, "kind": "adapter" | "encoder" | "merged", …, "files": {"<name>": "<sha256>"}}
 
 It is made in a temporary sibling, fsynced, then renamed into place: a reader sees the old folder
-or the new one, never a part. Only JSON and safetensors are read back; no pickle, no code.
+or the new one (or, for the instant between two renames, none), never a part. Only JSON and
+safetensors are read back; no pickle, no code.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +26,7 @@ import numpy as np
 
 from adaptx.errors import FolderError, OutputExists
 
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 MANIFEST = "adaptx.json"
 SCHEMA = 1
 
@@ -50,7 +53,10 @@ def check_output(folder: str | Path, overwrite: bool) -> Path:
     Raises OutputExists when the folder exists and `overwrite` is off, and, whatever `overwrite`
     says, when it holds things that adaptx didn't write: replacing it would delete them.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))
+    above = next(path for path in folder.parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise OutputExists(f"{folder} can't be made: {above} isn't a folder you may write to.")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
     if not (folder / MANIFEST).is_file():
@@ -85,9 +91,14 @@ def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]
             folder.rename(old)
         made.rename(folder)
         _fsync(folder.parent)
-    except BaseException:
+    except BaseException as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
+        full = isinstance(error, OSError) and error.errno in _NO_ROOM
+        if full or type(error).__name__ == "SafetensorError":
+            raise FolderError(
+                f"{folder} can't be written ({error}): is the disk full? Nothing was left behind."
+            ) from error
         raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -111,7 +122,9 @@ def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON that ends in a newline."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
-from adaptx.cli.opening import open_adapters
+from adaptx.cli.opening import open_adapter
 from adaptx.data.read import read_examples
 from adaptx.errors import AdaptxError
 from adaptx.onnx.merged import MODEL, kept_fp32, quantize_int8, write_merged
@@ -42,9 +42,7 @@ def main() -> None:
     parser.add_argument("adapter", help="the adapter's folder")
     parser.add_argument("--dev", type=Path, default=Path("recipes/data/swh/dev.jsonl"))
     options = parser.parse_args()
-    encoder, adapters = open_adapters([options.adapter], None)
-    adapter = adapters[0]
-    assert adapter is not None
+    encoder, adapter = open_adapter(Path(options.adapter), None)
     assert adapter.task is not None
     dev = read_examples(options.dev)
     texts = [*PROBE_TEXTS, *(row.text for row in dev)]
@@ -69,19 +67,21 @@ def main() -> None:
             sessions[kind] = onnxruntime.InferenceSession(
                 str(folder / MODEL), providers=["CPUExecutionProvider"]
             )
-        for kind, times in timings(sessions).items():
+        for kind, times in timings(sessions, encoder.config.vocab_size).items():
             results[kind]["ms"] = times
     show(results)
     print(json.dumps(results))
 
 
-def timings(sessions: dict[str, onnxruntime.InferenceSession]) -> dict[str, dict[str, float]]:
+def timings(
+    sessions: dict[str, onnxruntime.InferenceSession], vocabulary: int
+) -> dict[str, dict[str, float]]:
     """Median ms of a call, by model and shape; the models take turns, so drift hits all alike."""
     rng = np.random.default_rng(0)
     found: dict[str, dict[str, float]] = {kind: {} for kind in sessions}
     for rows, tokens in SHAPES:
         feeds = {
-            "input_ids": rng.integers(5, 200_000, (rows, tokens), dtype=np.int64),
+            "input_ids": rng.integers(5, vocabulary, (rows, tokens), dtype=np.int64),
             "attention_mask": np.ones((rows, tokens), dtype=np.int64),
         }
         seconds: dict[str, list[float]] = {kind: [] for kind in sessions}

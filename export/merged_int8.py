@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 
 import adaptx as ax
-from adaptx.cli.opening import open_adapters
+from adaptx.cli.opening import open_adapter
 from adaptx.errors import AdaptxError
 
 SHAPES = ((1, 16), (8, 32), (32, 48))  # rows x tokens
@@ -28,10 +28,10 @@ SHAPES = ((1, 16), (8, 32), (32, 48))  # rows x tokens
 
 def main() -> None:
     options = arguments()
-    encoder, adapters = open_adapters([str(options.adapter)], options.encoder)
+    encoder, adapter = open_adapter(options.adapter, options.encoder)
     report = ax.export_merged(
         encoder,
-        adapters[0],
+        adapter,
         options.output,
         quantize=None if options.fp32 else "int8",
         dev=options.dev,
@@ -43,13 +43,13 @@ def main() -> None:
     if "dev" in report:
         torch_, onnx_ = (report["dev"][kind]["accuracy"] for kind in ("torch", "onnx"))
         print(f"Dev accuracy: torch {torch_:.3f}, ONNX {onnx_:.3f}.")
-    times = timings(options.output, options.threads)
+    times = timings(options.output, options.threads, encoder.config.vocab_size)
     for shape, milliseconds in times.items():
         print(f"{shape:>6} rows x tokens: {milliseconds:.1f} ms")
     print(json.dumps({"size_mb": round(size, 1), "ms": times}))
 
 
-def timings(folder: Path, threads: int) -> dict[str, float]:
+def timings(folder: Path, threads: int, vocabulary: int) -> dict[str, float]:
     """Median ms of a call at each shape, after warming up."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -60,7 +60,7 @@ def timings(folder: Path, threads: int) -> dict[str, float]:
     found = {}
     for rows, tokens in SHAPES:
         feeds = {
-            "input_ids": rng.integers(5, 200_000, (rows, tokens), dtype=np.int64),
+            "input_ids": rng.integers(5, vocabulary, (rows, tokens), dtype=np.int64),
             "attention_mask": np.ones((rows, tokens), dtype=np.int64),
         }
         seconds = []

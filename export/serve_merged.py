@@ -20,6 +20,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 LARGEST = 1 << 20  # bytes of a body
+MOST = 256  # texts of a request
 
 
 class Model:
@@ -68,6 +69,8 @@ def handler(model: Model) -> type[BaseHTTPRequestHandler]:
                 texts = json.loads(self.rfile.read(length))["texts"]
                 if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
                     raise TypeError
+                if len(texts) > MOST:
+                    return self.reply(413, {"error": f"at most {MOST} texts"})
                 for text in texts:
                     text.encode()  # JSON can escape half a surrogate pair
             except (ValueError, KeyError, TypeError, RecursionError):

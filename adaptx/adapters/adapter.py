@@ -126,6 +126,22 @@ class Adapter(nn.Module):
                 encoder.fingerprint,
             )
 
+    def _check_shapes(self, encoder: Encoder) -> None:
+        for name, part in self.sites.items():
+            site = encoder.sites.get(name)
+            found = (part.a.shape[1], part.b.shape[0])
+            if site is None or found != (site.in_features, site.out_features):
+                wanted = f"{site.in_features} -> {site.out_features}" if site else "no such site"
+                raise FolderError(
+                    f"Adapter {self.name!r} has {found[0]} -> {found[1]} at {name}, which doesn't "
+                    f"fit the encoder ({wanted})."
+                )
+        if self.head is not None and self.head.in_features != encoder.hidden_size:
+            raise FolderError(
+                f"Adapter {self.name!r} has a head for {self.head.in_features} inputs, and the "
+                f"encoder is {encoder.hidden_size} wide."
+            )
+
     @staticmethod
     def bank(adapters: Sequence[Adapter], encoder: Encoder) -> Bank:
         """The bank of these adapters; adapter i is slot i + 1."""
@@ -141,13 +157,15 @@ class Adapter(nn.Module):
         """The head on pooled states: `[B, S, H]`, `[B, S]` -> fp32 `[B, L]`."""
         if self.head is None:
             raise OptionError(f"Adapter {self.name!r} has no head.")
-        return self.head(self.pool(hidden.float(), mask))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(self.pool(hidden.float(), mask))
 
     def answer(self, pooled: Tensor) -> list[Prediction] | None:
         """Predictions from pooled states `[B, H]`, or None without a head."""
         if self.head is None or self.task is None:
             return None
-        return self.task.decode(self.head(pooled).detach().cpu().numpy())
+        logits = self.head(pooled.to(self.head.weight.device))
+        return self.task.decode(logits.detach().cpu().numpy())
 
     def deltas(self) -> dict[str, Tensor]:
         """What merging adds to the weight `[out, in]` of each site."""
@@ -194,18 +212,12 @@ class Adapter(nn.Module):
         if facts.method != "probe":
             layout.refuse_pickle(folder)
             config = _read_config(storage.check_file(folder, layout.CONFIG, manifest))
-            tensors = layout.site_tensors(
-                storage.check_file(folder, layout.WEIGHTS, manifest), list(facts.scales)
-            )
-            sites = {
-                name: LoraSite(
-                    torch.from_numpy(a),
-                    torch.from_numpy(b),
-                    facts.scales[name],
-                    config.lora_dropout,
+            path = storage.check_file(folder, layout.WEIGHTS, manifest)
+            sites = _read_sites(path, list(facts.scales), config)
+            if facts.scales != {name: site.scale for name, site in sites.items()}:
+                raise FolderError(
+                    f"{folder}: the scales in {storage.MANIFEST} aren't those of {layout.CONFIG}."
                 )
-                for name, (a, b) in tensors.items()
-            }
         head, task = None, None
         if facts.task is not None:
             task = task_from_json(facts.task)
@@ -216,6 +228,7 @@ class Adapter(nn.Module):
         adapter = cls(facts, config, sites, head, task)
         if encoder is not None:
             adapter.check_encoder(encoder)
+            adapter._check_shapes(encoder)
             adapter.to(encoder.device)
         return adapter
 
@@ -230,17 +243,7 @@ class Adapter(nn.Module):
         config = _read_config(folder / layout.CONFIG)
         check_config(config)
         names = targets(config, encoder.sites, encoder.config.model_type)
-        sites = {}
-        for name, (a, b) in layout.site_tensors(folder / layout.WEIGHTS, names).items():
-            rank, scale = rank_and_scale(config, name)
-            site = encoder.sites[name]
-            if a.shape != (rank, site.in_features) or b.shape != (site.out_features, rank):
-                raise FolderError(
-                    f"{folder}: at {name}, lora_A {list(a.shape)} and lora_B {list(b.shape)} don't "
-                    f"fit the encoder ({site.in_features} -> {site.out_features}) and rank {rank}."
-                )
-            parts = torch.from_numpy(a), torch.from_numpy(b)
-            sites[name] = LoraSite(*parts, scale, config.lora_dropout)
+        sites = _read_sites(folder / layout.WEIGHTS, names, config)
         facts = layout.Facts(
             name=check_name(folder.resolve().name),
             method="lora",
@@ -252,9 +255,9 @@ class Adapter(nn.Module):
             task=None,
             scales={name: site.scale for name, site in sites.items()},
         )
-        return cls(facts, _resolved(config, names, encoder.name), sites, None, None).to(
-            encoder.device
-        )
+        adapter = cls(facts, _resolved(config, names, encoder.name), sites, None, None)
+        adapter._check_shapes(encoder)
+        return adapter.to(encoder.device)
 
 
 def check_name(name: str) -> str:
@@ -291,6 +294,19 @@ def _read_config(path: Path) -> LoraConfig:
         return LoraConfig.from_pretrained(str(path.parent))
     except (TypeError, ValueError) as error:
         raise FolderError(f"{path} isn't a LoraConfig that this peft knows: {error}") from error
+
+
+def _read_sites(path: Path, names: list[str], config: LoraConfig) -> dict[str, LoraSite]:
+    """The LoRA parts in a weights file, which must have just these sites, at the config's ranks."""
+    check_config(config)
+    sites = {}
+    for name, (a, b) in layout.site_tensors(path, names).items():
+        rank, scale = rank_and_scale(config, name)
+        if a.shape[0] != rank:
+            raise FolderError(f"{path}: the rank at {name} is {a.shape[0]}, not {rank}.")
+        parts = torch.from_numpy(a), torch.from_numpy(b)
+        sites[name] = LoraSite(*parts, scale, config.lora_dropout)
+    return sites
 
 
 def _array(parameter: Tensor) -> Any:

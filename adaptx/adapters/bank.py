@@ -48,12 +48,13 @@ class Bank:
         Raises OptionError for a slot that the bank doesn't have: an id of -1 would silently mean
         the last one.
         """
-        ids = np.asarray(adapter_ids, dtype=np.int64)
+        ids = np.asarray(adapter_ids)
         ids = ids[:, None] if ids.ndim == 1 else ids
-        if ids.ndim != 2 or not ids.size or ids.min() < 0 or ids.max() >= self.slots:
+        whole = np.issubdtype(ids.dtype, np.integer) and ids.ndim == 2 and ids.size > 0
+        if not whole or ids.min() < 0 or ids.max() >= self.slots:
             raise OptionError(
                 f"adapter_ids of shape {list(ids.shape)} with values {np.unique(ids).tolist()} "
                 f"don't fit: slots 0 (none) to {self.slots - 1}, shape [batch or 1, positions]."
             )
         device = next((site.a_NIR.device for site in self.sites.values()), None)
-        return Route(self, torch.as_tensor(ids, device=device), packed, training)
+        return Route(self, torch.as_tensor(ids.astype(np.int64), device=device), packed, training)

@@ -13,6 +13,7 @@ A probe has neither of the first two. A folder that PEFT wrote has only those tw
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 CARD = "README.md"
 PREFIX = "base_model.model."
+METHODS = ("lora", "probe")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,19 @@ class Facts:
     training: dict[str, Any] = field(default_factory=dict)
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "encoder": (str,),
+    "fingerprint": (str,),
+    "prefix": (str,),
+    "max_length": (int, type(None)),
+    "language": (str, type(None)),
+    "task": (dict, type(None)),
+    "scales": (dict,),
+    "training": (dict,),
+}
+
+
 def write_facts(folder: Path, facts: Facts) -> None:
     """Write the model card and, last, the manifest with everything's sha256."""
     (folder / CARD).write_text(_card(facts), encoding="utf-8")
@@ -63,6 +78,16 @@ def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
         facts = Facts(**{key: value for key, value in manifest.items() if key in known})
     except TypeError as error:
         raise FolderError(f"{folder / storage.MANIFEST} isn't whole: {error}.") from None
+    for name, kinds in _KINDS.items():
+        if not isinstance(getattr(facts, name), kinds):
+            raise FolderError(
+                f"{folder / storage.MANIFEST}: {name} can't be {getattr(facts, name)!r}."
+            )
+    if facts.method not in METHODS or any(c in facts.name for c in "/\\\0") or not facts.name:
+        raise FolderError(
+            f"{folder / storage.MANIFEST}: name {facts.name!r} or method {facts.method!r} "
+            f"(known: {choices(METHODS)}) can't be."
+        )
     return facts, manifest
 
 
@@ -119,7 +144,7 @@ def _card(facts: Facts) -> str:
     task = facts.task or {}
     head = {
         "library_name": "peft" if facts.method == "lora" else "adaptx",
-        "base_model": None if facts.encoder.startswith("bundled:") else facts.encoder,
+        "base_model": facts.encoder if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.encoder) else None,
         "language": facts.language and json.dumps(facts.language),  # `no` is false in YAML
         "tags": f"[adaptx, {facts.method}]",
     }
@@ -136,7 +161,8 @@ def _card(facts: Facts) -> str:
             f"weighted F1 {best['weighted_f1']:.3f} (epoch {best['epoch']})"
         ]
     if settings := facts.training.get("settings"):
-        lines += ["- Training: " + ", ".join(f"{k} {v}" for k, v in settings.items())]
+        said = ", ".join(f"{k} {v}" for k, v in settings.items() if v is not None)
+        lines += [f"- Training: {said}"]
     lines += [
         f"- Encoder fingerprint: `{facts.fingerprint}`",
         "",

@@ -9,6 +9,7 @@ here as there. Dimensions: I site input, O site output, R rank, N slots, B rows,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -74,12 +75,15 @@ class LoraBank:
         b_zero = weight.new_zeros((rank, site.out_features), dtype=torch.float32)
         a, b, dropout = [a_zero], [b_zero], [0.0]
         for slot in slots:
-            pad = 0 if slot is None else rank - slot.a.shape[0]
-            a.append(a_zero if slot is None else nn.functional.pad(slot.a.T, (0, pad)))
-            b.append(
-                b_zero if slot is None else nn.functional.pad(slot.b.T * slot.scale, (0, 0, 0, pad))
-            )
             dropout.append(0.0 if slot is None else slot.dropout)
+            if slot is None:
+                a.append(a_zero)
+                b.append(b_zero)
+            else:  # an adapter loaded before the encoder was moved to a GPU follows it here
+                pad = rank - slot.a.shape[0]
+                a_IR, b_RO = slot.a.T.to(weight.device), slot.b.T.to(weight.device) * slot.scale
+                a.append(nn.functional.pad(a_IR, (0, pad)))
+                b.append(nn.functional.pad(b_RO, (0, 0, 0, pad)))
         return cls(torch.stack(a), torch.stack(b), tuple(dropout) if any(dropout) else ())
 
     def apply(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
@@ -113,7 +117,11 @@ class LoraBank:
 
 def check_config(config: LoraConfig) -> None:
     """Raise OptionError for an option that a bank can't express exactly."""
-    plain = type(config)()
+    from peft import LoraConfig
+
+    if not isinstance(config, LoraConfig):
+        raise OptionError(f"config is a {type(config).__name__}; a peft.LoraConfig is needed.")
+    plain = LoraConfig()
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name in EXPRESSED | IRRELEVANT or value == getattr(plain, field.name):
@@ -129,6 +137,9 @@ def check_config(config: LoraConfig) -> None:
             f"init_lora_weights={config.init_lora_weights!r} changes the base weights or needs "
             f"data; adaptx takes {choices(INITS)}."
         )
+    numbers = [config.lora_alpha, *(config.alpha_pattern or {}).values()]
+    if not all(isinstance(alpha, (int, float)) and math.isfinite(alpha) for alpha in numbers):
+        raise OptionError(f"lora_alpha and alpha_pattern must be numbers, not {choices(numbers)}.")
     if not 0 <= config.lora_dropout < 1:
         raise OptionError(f"lora_dropout={config.lora_dropout} must be at least 0 and below 1.")
 
@@ -148,8 +159,10 @@ def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[s
     elif asked is None:
         asked = set(DEFAULTS[model_type])
     matching = _with_targets(config, asked)
-    found = [name for name in names if check_target_module_exists(matching, name) is not False]
-    found = [name for name in found if bool(check_target_module_exists(matching, name))]
+    try:
+        found = [name for name in names if bool(check_target_module_exists(matching, name))]
+    except re.error as error:
+        raise SiteError(f"target_modules={asked!r} is no regular expression: {error}.") from None
     unmatched = [] if isinstance(asked, str) else [
         target for target in sorted(asked)
         if not any(name == target or name.endswith(f".{target}") for name in names)

@@ -29,6 +29,8 @@ def export(
     dev: Annotated[
         Path | None, typer.Option("--dev", help="Labelled data to compare torch and ONNX on.")
     ] = None,
+    text_column: Annotated[str | None, typer.Option("--text-column", help="Of --dev.")] = None,
+    label_column: Annotated[str | None, typer.Option("--label-column", help="Of --dev.")] = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", "-e", help="[default: the one the adapter names]")
     ] = None,
@@ -37,22 +39,19 @@ def export(
 ) -> None:
     """Export an adapter to ONNX; fails, writing nothing, when it doesn't answer like torch."""
     from adaptx import storage
-    from adaptx.cli.opening import open_adapters
+    from adaptx.cli.opening import open_adapter
     from adaptx.data.read import read_examples
 
     if not merged:
         raise OptionError("There is one kind of export so far, the merged model: pass --merged.")
     storage.check_output(output, overwrite)
-    rows = read_examples(dev) if dev else None
-    opened, adapters = open_adapters([str(adapter)], encoder)
+    rows = read_examples(dev, text_column=text_column, label_column=label_column) if dev else None
+    opened, chosen = open_adapter(adapter, encoder)
 
     from adaptx.onnx.merged import export_merged
 
-    assert adapters[0] is not None
-    typer.echo(f"Exporting {adapters[0].name} to {output} …", err=True)
-    report = export_merged(
-        opened, adapters[0], output, quantize=quantize, dev=rows, overwrite=overwrite
-    )
+    typer.echo(f"Exporting {chosen.name} to {output} …", err=True)
+    report = export_merged(opened, chosen, output, quantize=quantize, dev=rows, overwrite=overwrite)
     if as_json:
         typer.echo(json.dumps(report))
         return

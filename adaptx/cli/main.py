@@ -10,7 +10,12 @@ import typer
 
 from adaptx import __version__
 from adaptx.cli import export, predict, train
-from adaptx.errors import AdaptxError
+from adaptx.errors import AdaptxError, MissingExtra
+
+TRAIN_EXTRA = (
+    *("torch", "transformers", "peft", "accelerate", "sklearn"),
+    *("huggingface_hub", "filelock"),
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,6 +53,14 @@ def main() -> None:
     try:
         app()
     except AdaptxError as error:
-        if os.environ.get("RANK", "0") == "0":  # every process of a launch meets the same error
-            print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
+            raise
+        _refuse(MissingExtra(error.name or "", "train", "This command"))
+
+
+def _refuse(error: AdaptxError) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # a machine's processes meet the same error
+        print(f"Error: {error}", file=sys.stderr)
+    sys.exit(2)

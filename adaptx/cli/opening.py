@@ -30,6 +30,17 @@ def encoder_name(folder: Path) -> str:
     return name
 
 
+def open_adapter(folder: Path, encoder: str | None) -> tuple[Encoder, Adapter]:
+    """The encoder, and the adapter of one folder."""
+    name = encoder or encoder_name(folder)
+
+    from adaptx.adapters.adapter import Adapter
+    from adaptx.encoder.encoder import Encoder
+
+    opened = Encoder.from_pretrained(name)
+    return opened, Adapter.load(folder, opened)
+
+
 def open_adapters(
     folders: Sequence[str], encoder: str | None
 ) -> tuple[Encoder, list[Adapter | None]]:

@@ -74,6 +74,8 @@ def predict(
     opened, adapters = open_adapters(folders, encoder)
     if named is not None:
         known = {a.name: a for a in adapters if a is not None}
+        if len(known) < sum(a is not None for a in adapters):
+            raise OptionError("Two of the adapters given have the same name: rows can't tell them.")
         if unknown := sorted(set(named) - known.keys() - {"", NONE}):
             raise OptionError(
                 f"{input}: column {adapter_column!r} names {choices(unknown)}; the adapters given "

@@ -38,8 +38,9 @@ class TextEncoder:
         """The token ids of each text; `max_length` may lower the encoder's own, never raise it.
 
         A longer text loses its end, and keeps its closing special tokens. Raises OptionError for a
-        limit that leaves no room for text.
+        limit below the special tokens, and for what isn't a text.
         """
+        check_texts(texts)
         limit = self.max_length if max_length is None else min(max_length, self.max_length)
         bare = len(self.tokenizer.encode("").ids)  # how many special tokens frame a text
         if limit < bare:
@@ -68,6 +69,19 @@ class TextEncoder:
 
     def batches(self, ids: Sequence[Sequence[int]], size: int) -> Iterator[Batch]:
         """All rows in batches of at most `size`, rows of like length together (less padding)."""
+        if size < 1:
+            raise OptionError(f"batch_size={size} must be at least 1.")
         order = np.argsort([-len(row) for row in ids], kind="stable")
         for start in range(0, len(order), size):
             yield self.batch(ids, order[start : start + size])
+
+
+def check_texts(texts: Sequence[object]) -> None:
+    """Raise OptionError for what isn't a text, or can't be written as UTF-8, naming its place."""
+    for place, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise OptionError(f"Text {place} is a {type(text).__name__}, not a text: {text!r}.")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise OptionError(f"Text {place} isn't valid Unicode: {error}.") from None

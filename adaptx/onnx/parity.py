@@ -28,7 +28,8 @@ class Bounds:
 
     difference  largest |logit - torch's logit|, as a share of torch's largest |logit|
     agreement   smallest share of the probe texts with torch's label
-    drop        largest loss of accuracy on dev, as a share of its rows
+    drop        largest loss of accuracy on dev, as a share of its rows, one row more allowed: a
+                tie may fall either way
     """
 
     difference: float
@@ -90,12 +91,17 @@ def compare(
     bounds: Bounds,
 ) -> dict[str, Any]:
     """The parity report of a merged model's folder; raises ParityError when it is out of bounds."""
+    # One text longer than the encoder reads: both must cut it at the same place.
+    words = " ".join(texts)
+    texts = [*texts, " ".join([words] * (1 + encoder.text.max_length // len(words.split())))]
     session = MergedSession(folder)
     wanted, found = torch_logits(encoder, adapter, texts), session.logits(texts)
     report: dict[str, Any] = {
         "texts": len(texts),
         "max_difference": float(np.abs(found - wanted).max()),
-        "max_relative_difference": float(np.abs(found - wanted).max() / np.abs(wanted).max()),
+        "max_relative_difference": float(
+            np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-6)
+        ),
         "agreement": float((found.argmax(1) == wanted.argmax(1)).mean()),
     }
     if dev and adapter.task is not None:
@@ -125,6 +131,6 @@ def _failures(report: dict[str, Any], bounds: Bounds) -> list[str]:
         failed.append(f"agreement {report['agreement']:.1%}, bound {bounds.agreement:.0%}")
     if "dev" in report:
         drop = report["dev"]["torch"]["accuracy"] - report["dev"]["onnx"]["accuracy"]
-        if drop > bounds.drop + 1e-9:
-            failed.append(f"accuracy on dev falls by {drop:.1%}, bound {bounds.drop:.0%}")
+        if drop > bounds.drop + 1 / report["dev_rows"] + 1e-9:
+            failed.append(f"accuracy on dev falls by {drop:.1%}, bound {bounds.drop:.0%} and a row")
     return failed

@@ -31,6 +31,7 @@ PROBE_TEXTS = (
     "새로운 도서관은 다음 달부터 밤 열 시까지 문을 엽니다.",
     "3,141.59 km² | +254 700 000 000 | 17:45 | 50 %",
     "Haha 😂😂 mechi ya jana ilikuwa moto 🔥 #derby @mashabiki",
+    "Andika <s> mwanzoni, </s> mwishoni, na <b>herufi nzito</b> katikati.",
     "ONYO: USIGUSE WAYA HUU! umeme mkali...",
     "Before the road was built, traders carried salt, cloth and copper for eleven days across the "
     "plateau, resting at wells that only the guides could find, and selling what was left in the "

@@ -11,7 +11,9 @@ import torch
 
 from adaptx.adapters.adapter import Adapter
 from adaptx.encoder.encoder import Encoder
+from adaptx.evaluation.metrics import classification_scores
 
+SCORING = {"accuracy": "accuracy", "macro_f1": "f1_macro", "weighted_f1": "f1_weighted"}
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 2, 13))  # scikit-learn's C
 
 
@@ -33,9 +35,10 @@ def fit_probe(
     adapter: Adapter,
     train: tuple[np.ndarray, np.ndarray],
     dev: tuple[np.ndarray, np.ndarray] | None,
+    metric: str,
     seed: int,
 ) -> float:
-    """Fit the adapter's head on (pooled `[rows, H]`, targets `[rows]`); returns the C chosen.
+    """Fit the adapter's head on (pooled `[rows, H]`, targets `[rows]`); returns the C chosen by `metric`.
 
     The features' standardization is folded into the head.
     """
@@ -50,8 +53,12 @@ def fit_probe(
         model = LogisticRegression(C=strength, max_iter=2000, random_state=seed)
         if dev is None:
             folds = int(min(5, np.bincount(y)[np.unique(y)].min()))
-            return float(cross_val_score(model, x, y, cv=folds).mean()) if folds > 1 else 0.0
-        return float(model.fit(x, y).score(scaler.transform(dev[0]), dev[1]))
+            if folds < 2:
+                return 0.0
+            scoring = SCORING[metric]
+            return float(cross_val_score(model, x, y, cv=folds, scoring=scoring).mean())
+        predicted = model.fit(x, y).predict(scaler.transform(dev[0]))
+        return classification_scores(dev[1], predicted)[metric]
 
     best = max(STRENGTHS, key=score)  # ties: the strongest regularization
     model = LogisticRegression(C=best, max_iter=2000, random_state=seed).fit(x, y)
@@ -61,9 +68,9 @@ def fit_probe(
     weight = weight / scaler.scale_
     bias = bias - weight @ scaler.mean_
     assert adapter.head is not None
-    # A label that train lacks is never predicted.
+    # A label that train lacks stays far below the others.
     adapter.head.weight.data.zero_()
-    adapter.head.bias.data.fill_(-1e4)
+    adapter.head.bias.data.fill_(float(bias.min()) - 30)
     adapter.head.weight.data[model.classes_] = torch.tensor(weight).to(adapter.head.weight)
     adapter.head.bias.data[model.classes_] = torch.tensor(bias).to(adapter.head.bias)
     return best

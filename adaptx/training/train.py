@@ -70,10 +70,14 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
-        if not 0 < self.lr <= 1e30:
-            raise OptionError(f"lr={self.lr!r} must be above 0 (and not absurd).")
-        if not 0 <= self.warmup < 1 or self.weight_decay < 0 or self.clip < 0:
-            raise OptionError("warmup must be from 0 to below 1; weight_decay and clip at least 0.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
+            raise OptionError(f"seed={self.seed!r} must be a whole number from 0 to 2^31 - 1.")
+        for name, below in (("lr", 1e30), ("warmup", 1), ("weight_decay", 1e30), ("clip", 1e30)):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float))
+            if not number or not 0 <= value < below or (name == "lr" and value == 0):
+                least = "above 0" if name == "lr" else "at least 0"
+                raise OptionError(f"{name}={value!r} must be a number, {least}, below {below:g}.")
         if self.metric not in METRICS:
             raise OptionError(f"metric={self.metric!r} is none of {choices(METRICS)}.")
         if self.accumulate > self.batch_size:
@@ -126,24 +130,22 @@ def train(
         seed=options.seed,
     )
     accelerator = accelerator or _accelerator(precision)
+    if not str(accelerator.distributed_type.value).startswith(("NO", "MULTI_")):
+        raise OptionError(
+            f"Training by {accelerator.distributed_type.value} isn't there yet: choose no "
+            f"distribution, or one process for each GPU (MULTI_GPU), with `accelerate config`."
+        )
     encoder.to(accelerator.device)
     adapter.to(accelerator.device)
-    job = _Job(encoder, adapter, task, options, accelerator, checkpointing)
+    job = _Job(encoder, adapter, task, options, accelerator)
     data = _encoded(job, train_rows), _encoded(job, dev_rows)
-    started = time.perf_counter()
-    history = _probe(job, *data) if config is None else _loop(job, *data)
-    best = max(history, key=lambda e: (e.get(options.metric, 0), -e.get("dev_loss", 0)))
-    facts = {
-        "settings": asdict(options),
-        "precision": accelerator.mixed_precision,
-        "processes": accelerator.num_processes,
-        "train_rows": len(train_rows),
-        "dev_rows": len(dev_rows),
-        "seconds": round(time.perf_counter() - started, 1),
-        "best": best if dev_rows else None,
-        "history": history,
-    }
-    return adapter.with_training(facts).requires_grad_(False)
+    if config is None:
+        _record(job, data, _probe(job, *data))
+    else:
+        with encoder.checkpointing() if checkpointing else nullcontext():
+            _loop(job, *data)
+    accelerator.wait_for_everyone()
+    return adapter.requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,6 @@ class _Job:
     task: Classification
     options: Settings
     accelerator: Accelerator
-    checkpointing: bool
 
 
 class _Routed(nn.Module):
@@ -183,15 +184,13 @@ class _Routed(nn.Module):
         return self.adapter.logits(self.encode(input_ids, mask, route), mask)
 
 
-def _loop(job: _Job, train: _Rows, dev: _Rows) -> list[dict[str, Any]]:
-    """Train the adapter in place, to its best epoch on dev; the history, one entry an epoch."""
+def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
+    """Train the adapter in place, to its best epoch on dev, and record how it went."""
     from accelerate.utils import set_seed
     from transformers import get_linear_schedule_with_warmup
 
     options, accelerator, adapter = job.options, job.accelerator, job.adapter
     set_seed(options.seed + accelerator.process_index)  # dropout: each process draws its own
-    if job.checkpointing:
-        job.encoder.use_checkpointing()
     plan = Plan(
         len(train.ids),
         options.batch_size,
@@ -207,9 +206,11 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> list[dict[str, Any]]:
     schedule = get_linear_schedule_with_warmup(optimizer, int(options.warmup * total), total)
     model, optimizer = accelerator.prepare(_Routed(job.encoder, adapter), optimizer)
 
+    # `accelerate launch --gradient_accumulation_steps` makes backward() divide; `accumulate` is
+    # what counts here, and an optimizer step's loss is the global batch's mean whatever was said.
+    undivided = accelerator.num_processes * accelerator.gradient_accumulation_steps
     history: list[dict[str, Any]] = []
-    best: dict[str, Any] | None = None
-    best_weights: dict[str, Tensor] | None = None
+    kept = _Kept(job, (train, dev))
     step_number = 0
     with _Display(accelerator, total) as display:
         for epoch in range(1, options.epochs + 1):
@@ -224,11 +225,15 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> list[dict[str, Any]]:
                         # The mean over the *global* batch, whoever holds its rows: DDP averages
                         # the processes' gradients, so each counts its own rows that many times.
                         micro = _loss_sum(job, model, train, rows) / step.rows
-                        accelerator.backward(micro * accelerator.num_processes)
+                        accelerator.backward(micro * undivided)
                         loss += micro.detach()
                 loss_value = float(accelerator.reduce(loss, "sum"))
                 norm = accelerator.clip_grad_norm_(adapter.parameters(), options.clip or math.inf)
-                _check_finite(job, loss_value, norm, step_number, epoch, best_weights, history)
+                scaled = accelerator.scaler is not None  # fp16's scaler skips an overflow itself
+                if not math.isfinite(loss_value):
+                    raise kept.diverged(f"the loss is {loss_value}", step_number, epoch)
+                if not scaled and norm is not None and not torch.isfinite(norm):
+                    raise kept.diverged("the gradient isn't finite", step_number, epoch)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
@@ -241,16 +246,20 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> list[dict[str, Any]]:
             }
             if dev.ids:
                 entry |= _evaluate(job, model, dev)
+            # The last step's weights have been through no loss yet.
+            if not all(
+                p.isfinite().all() for p in (*adapter.parameters(), *adapter.deltas().values())
+            ):
+                raise kept.diverged("a weight isn't finite after it", step_number, epoch)
+            if not math.isfinite(entry.get("dev_loss", 0.0)):
+                raise kept.diverged(f"the dev loss is {entry['dev_loss']}", step_number, epoch)
             history.append(entry)
-            if best is None or _rank(entry, options) > _rank(best, options):
-                best, best_weights = entry, copy.deepcopy(adapter.state_dict())
-            display.epoch(entry, best is entry)
-            if options.patience and dev.ids and epoch - best["epoch"] >= options.patience:
+            better = kept.offer(entry, history)
+            display.epoch(entry, better)
+            if options.patience and dev.ids and epoch - kept.best["epoch"] >= options.patience:
                 display.say(f"No better dev {options.metric} for {options.patience} epochs: done.")
                 break
-    if dev.ids and best_weights is not None:
-        adapter.load_state_dict(best_weights)
-    return history
+    kept.restore(history)
 
 
 def _loss_sum(job: _Job, model: nn.Module, train: _Rows, rows: np.ndarray) -> Tensor:
@@ -262,40 +271,71 @@ def _loss_sum(job: _Job, model: nn.Module, train: _Rows, rows: np.ndarray) -> Te
     return losses.sum() * (1.0 if len(rows) else 0.0)
 
 
-def _rank(entry: Mapping[str, Any], options: Settings) -> tuple[float, float]:
-    """Better entries are larger: the metric on dev, then the dev loss; without dev, the epoch."""
-    if options.metric not in entry:
-        return float(entry["epoch"]), 0.0
-    return entry[options.metric], -entry["dev_loss"]
+class _Kept:
+    """The best epoch so far: by the metric on dev, then the dev loss; without dev, the last."""
 
+    def __init__(self, job: _Job, data: tuple[_Rows, _Rows]):
+        self.job, self.data, self.started = job, data, time.perf_counter()
+        self.best: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self.weights: dict[str, Tensor] = {}
 
-def _check_finite(
-    job: _Job,
-    loss: float,
-    norm: Tensor | None,
-    step: int,
-    epoch: int,
-    best_weights: dict[str, Tensor] | None,
-    history: list[dict[str, Any]],
-) -> None:
-    scaled = job.accelerator.scaler is not None  # fp16's scaler skips an overflowing step itself
-    if math.isfinite(loss) and (scaled or norm is None or bool(torch.isfinite(norm))):
-        return
-    what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient isn't finite"
-    kept = None
-    if best_weights is not None:
-        job.adapter.load_state_dict(best_weights)
-        best = max(history, key=lambda entry: _rank(entry, job.options))
-        kept = job.adapter.with_training(
-            {"settings": asdict(job.options), "best": best, "history": history}
+    def offer(self, entry: dict[str, Any], history: list[dict[str, Any]]) -> bool:
+        """Keep the adapter as it is now if the epoch is the best so far; whether it is."""
+        self.history = list(history)
+        if self.best and self._rank(entry) <= self._rank(self.best):
+            return False
+        self.best, self.weights = entry, copy.deepcopy(self.job.adapter.state_dict())
+        return True
+
+    def _rank(self, entry: Mapping[str, Any]) -> tuple[float, float]:
+        if "dev_loss" not in entry:
+            return float(entry["epoch"]), 0.0
+        return entry[self.job.options.metric], -entry["dev_loss"]
+
+    def restore(self, history: list[dict[str, Any]]) -> None:
+        """Put the best epoch's weights back, and record the training."""
+        self.job.adapter.load_state_dict(self.weights)
+        _record(self.job, self.data, history, self.best, time.perf_counter() - self.started)
+
+    def diverged(self, what: str, step: int, epoch: int) -> TrainingDiverged:
+        """The error for a training that left the numbers, with the last good adapter."""
+        if self.best:
+            self.restore(self.history)
+            good = f"The adapter of epoch {self.best['epoch']} is kept"
+        else:
+            good = "No epoch was finished, so there is no adapter to keep"
+        return TrainingDiverged(
+            f"Training diverged at step {step} (epoch {epoch}): {what}. {good}. Lower the learning "
+            f"rate (now {self.job.options.lr:g}), or raise the warm-up.",
+            step,
+            self.job.adapter.requires_grad_(False) if self.best else None,
         )
-    good = f"The adapter of epoch {best['epoch']} is kept" if kept else "No epoch was finished"
-    raise TrainingDiverged(
-        f"Training diverged at step {step} (epoch {epoch}): {what}. {good}. "
-        f"Lower the learning rate (now {job.options.lr:g}), or raise the warm-up.",
-        step,
-        kept,
-    )
+
+
+def _record(
+    job: _Job,
+    data: tuple[_Rows, _Rows],
+    history: list[dict[str, Any]],
+    best: dict[str, Any] | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Write into the adapter how it was trained."""
+    train, dev = data
+    best = best or history[-1]
+    probe = job.adapter.facts.method == "probe"  # fitted, not trained: few settings are its own
+    settings = asdict(job.options)
+    used = ("seed", "max_length", "metric") if probe else tuple(settings)
+    facts = {
+        "settings": {name: settings[name] for name in used},
+        "precision": "no" if probe else job.accelerator.mixed_precision,
+        "processes": job.accelerator.num_processes,
+        "train_rows": len(train.ids),
+        "dev_rows": len(dev.ids),
+        "best": best if dev.ids else None,
+        "history": history,
+    }
+    job.adapter.with_training(facts | ({"seconds": round(seconds, 1)} if seconds else {}))
 
 
 @torch.no_grad()
@@ -307,7 +347,10 @@ def _evaluate(job: _Job, model: nn.Module, dev: _Rows) -> dict[str, float]:
     accelerator, text = job.accelerator, job.encoder.text
     mine = np.arange(len(dev.ids))[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[int, list[float]]] = []
-    for batch in text.batches([dev.ids[row] for row in mine], 2 * job.options.batch_size):
+    # Twice a training micro-batch: no gradients are kept.
+    share = job.options.accumulate * accelerator.num_processes
+    rows_at_once = 2 * max(1, job.options.batch_size // share)
+    for batch in text.batches([dev.ids[row] for row in mine], rows_at_once):
         logits = model(_tensor(job, batch.input_ids), _tensor(job, batch.attention_mask))
         found += zip(mine[batch.rows].tolist(), logits.float().cpu().tolist(), strict=True)
     gathered = sorted(gather_object(found))
@@ -330,7 +373,9 @@ def _probe(job: _Job, train: _Rows, dev: _Rows) -> list[dict[str, Any]]:
     x_dev = states(dev) if dev.ids else None
     held = (x_dev, dev.targets) if x_dev is not None else None
     entry: dict[str, Any] = {"epoch": 1}
-    entry["strength"] = fit_probe(job.adapter, (x_train, train.targets), held, job.options.seed)
+    entry["strength"] = fit_probe(
+        job.adapter, (x_train, train.targets), held, job.options.metric, job.options.seed
+    )
     if x_dev is not None and job.adapter.head is not None:
         with torch.no_grad():
             logits = job.adapter.head(torch.from_numpy(x_dev).to(job.accelerator.device)).cpu()
@@ -360,8 +405,8 @@ def _settings(settings: dict[str, Any]) -> Settings:
 def _examples(data: Data, columns: dict[str, str | None]) -> list[Example]:
     if isinstance(data, (str, Path)):
         return read_examples(data, **columns)  # type: ignore[arg-type]
-    if not data:
-        raise OptionError("There are no examples to train on.")
+    if not len(data):
+        raise OptionError("There are no examples: give rows, or None for no dev set.")
     return list(data)
 
 

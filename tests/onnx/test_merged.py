@@ -67,13 +67,14 @@ def test_the_pipeline_gives_labels_and_scores(small, tmp_path):
         assert found["score"] == pytest.approx(answer.score, abs=1e-4)
 
 
-def test_the_prefix_and_the_truncation_are_in_the_tokenizer(small_folders, tmp_path):
+@pytest.mark.parametrize("max_length", [12, 1000])
+def test_the_prefix_and_the_truncation_are_in_the_tokenizer(small_folders, tmp_path, max_length):
     encoder = ax.Encoder.from_pretrained(small_folders["bert"], prefix="query: ")
-    adapter = acting(encoder, max_length=12)
+    adapter = acting(encoder, max_length=max_length)
     ax.export_merged(encoder, adapter, tmp_path / "onnx")
     session = MergedSession(tmp_path / "onnx")
     for text in PROBE_TEXTS:
-        wanted = encoder.text.ids(["query: " + text], 12)[0]
+        wanted = encoder.text.ids(["query: " + text], max_length)[0]
         assert session.tokenizer.encode(text).ids == wanted
 
 

@@ -122,7 +122,7 @@ def test_a_probe_is_scikit_learns_logistic_regression(encoder):
 
 def test_divergence_names_the_step_and_keeps_the_last_good(small):
     with pytest.raises(TrainingDiverged, match="step 1 ") as caught:
-        fit(small, train=[Example("a b", "x"), Example("c d", "y")], dev=None, lr=1e30, warmup=0.9,
+        fit(small, train=[Example("a b", "x"), Example("c d", "y")], dev=None, lr=1e29, warmup=0.9,
             epochs=1, clip=0.0, task=Exploding())  # fmt: skip
     assert caught.value.adapter is None
 
@@ -156,9 +156,51 @@ def test_divergence_after_an_epoch_keeps_that_epoch(small):
     assert caught.value.step == 14
 
 
+@pytest.mark.parametrize("dev", [None, SAMPLE / "dev.jsonl"])
+def test_divergence_in_an_epochs_last_step_is_noticed(small, dev):
+    with pytest.raises(TrainingDiverged, match="step 1 ") as caught:
+        fit(small, dev=dev, lr=1e29, batch_size=168, warmup=0.0, clip=0.0, epochs=1)
+    assert caught.value.adapter is None
+
+
+def test_divergence_without_dev_keeps_an_adapter_that_can_be_saved(small, tmp_path):
+    with pytest.raises(TrainingDiverged, match="epoch 2") as caught:
+        fit(small, dev=None, epochs=3, lr=1e-2, task=Exploding(good=13))
+    kept = caught.value.adapter
+    kept.save(tmp_path / "kept")
+    assert ax.Adapter.load(tmp_path / "kept", small).facts.training["best"] is None
+
+
+def test_what_accelerate_says_of_accumulation_changes_nothing(small):
+    plain = fit(small, lr=3e-3)
+    divided = fit(small, lr=3e-3, accelerator=Accelerator(gradient_accumulation_steps=4))
+    assert losses(divided) == pytest.approx(losses(plain), rel=1e-6)
+
+
+def test_an_adapter_follows_its_encoder_to_another_device(small_folders):
+    """The meta device stands for a GPU: torch refuses to mix it with the CPU's tensors."""
+    from adaptx.adapters.bank import Bank
+
+    encoder = ax.Encoder.from_pretrained(small_folders["bert"])
+    adapter = ax.Adapter.new(encoder, None, LORA, name="x")
+    encoder.to("meta")
+    ids = torch.ones(3, 5, dtype=torch.int64, device="meta")
+    for slots in ([1], [0, 1, 1]):
+        route = Bank.of([adapter], encoder).route(slots)
+        assert encoder.hidden(ids, ids, route).device.type == "meta"
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"seed": -1}, "seed=-1"),
+        ({"clip": float("nan")}, "clip=nan"),
+        ({"weight_decay": float("inf")}, "weight_decay=inf"),
+        ({"lr": "1e-3"}, "lr='1e-3'"),
+        ({"dev": []}, "no dev set"),
+        ({"config": {"r": 2}}, "peft.LoraConfig"),
+        ({"config": LoraConfig(lora_alpha=float("nan"))}, "lora_alpha"),
+        ({"config": LoraConfig(target_modules="*[")}, "regular expression"),
         ({"epochs": 0}, "epochs=0"),
         ({"lr": 0.0}, "lr=0.0"),
         ({"lr": float("nan")}, "lr=nan"),
@@ -180,7 +222,11 @@ def test_data_is_checked_before_any_work(small):
     with pytest.raises(DataError, match="one class only"):
         fit(small, train=one, dev=None)
     two = [*one, Example("c", "y", "f.jsonl", 3)]
-    with pytest.raises(DataError, match=r"d\.jsonl, line 9: .*unknown label 'z'.*x, y"):
+    with pytest.raises(DataError, match=r"f\.jsonl, line 3: .*unknown label 'y'.*x, w"):
+        fit(small, train=two, task=ax.tasks.Classification(("x", "w")))
+    with pytest.raises(
+        DataError, match=r"d\.jsonl, line 9: .*'z' stands in dev but not in train .*x, y"
+    ):
         fit(small, train=two, dev=[Example("d", "z", "d.jsonl", 9)])
     task = ax.tasks.Classification(("x", "y", "z"))
     with pytest.raises(DataError, match="can't be learnt"):
