@@ -15,17 +15,19 @@ help:                ## this list
 install: $(VENV)/.done  ## the virtual environment, with everything
 
 $(VENV)/.done: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[export,bundled,dev]'
 	touch $@
 
 $(VENV_T5)/.done: pyproject.toml constraints.txt constraints-t5.txt
-	test -x $(VENV_T5)/bin/python || $(PYTHON) -m venv $(VENV_T5)
+	$(VENV_T5)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV_T5)
 	$(VENV_T5)/bin/python -m pip install -q -c constraints-t5.txt torch
 	$(VENV_T5)/bin/python -m pip install -q -c constraints-t5.txt -e '.[onnx,bundled,dev]'
 	touch $@
 
+# accelerate gives a process one CPU thread unless this says otherwise.
+quickstart: export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 quickstart: install  ## train a Swahili adapter, switch it, export it, compare the answers
 	PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch recipes/lora_sw.py
 

@@ -17,6 +17,7 @@ what the four answer. Everything lands in --output.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -28,11 +29,11 @@ from rich.table import Table
 import adaptx as ax
 from adaptx import storage
 from adaptx.data.read import Example, find_split, read_examples
-from adaptx.errors import AdaptxError, MissingExtra
+from adaptx.errors import AdaptxError, MissingExtra, TrainingDiverged
 from adaptx.evaluation.metrics import classification_scores
 from adaptx.tasks import Prediction
 
-HERE = Path(__file__).parent
+SAMPLE = Path(__file__).parent / "data" / "swh"
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 SHOWN = 6  # test rows in the last table
 
@@ -44,8 +45,10 @@ def main() -> None:
     folders = {part: output / part for part in ("sw-topics", "sw-probe", "onnx", "onnx-int8")}
     for folder in folders.values():
         storage.check_output(folder, replace)
+    columns = {"text_column": options.text_column, "label_column": options.label_column}
     train, dev, test = (
-        read_examples(find_split(options.data, split)) for split in ("train", "dev", "test")
+        read_examples(find_split(options.data, split), **columns)
+        for split in ("train", "dev", "test")
     )
 
     accelerator = Accelerator()
@@ -60,18 +63,24 @@ def main() -> None:
     }
     probe = ax.train(encoder, task, None, name="sw-probe", **common)
     lora = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear")
-    adapter = ax.train(
-        encoder, task, lora, name="sw-topics", epochs=options.epochs, lr=1e-3, **common
-    )
+    try:
+        adapter = ax.train(
+            encoder, task, lora, name="sw-topics", epochs=options.epochs, lr=1e-3, **common
+        )
+    except TrainingDiverged as error:
+        if error.adapter and accelerator.is_main_process:
+            error.adapter.save(folders["sw-topics"], overwrite=replace)
+        raise
     if not accelerator.is_main_process:
         return
 
     probe.save(folders["sw-probe"], overwrite=replace)
     adapter.save(folders["sw-topics"], overwrite=replace)
     show_switch(encoder, adapter, probe, test)
+    shown = [row.text for row in test[:SHOWN]]
     answers = {
-        "probe": encoder.predict([row.text for row in test], probe),
-        "LoRA, torch": encoder.predict([row.text for row in test], adapter),
+        "probe": encoder.predict(shown, probe),
+        "LoRA, torch": encoder.predict(shown, adapter),
     }
     dev_scores = {
         "probe": scores(encoder, probe, dev),
@@ -87,6 +96,7 @@ def main() -> None:
     except MissingExtra as error:
         CONSOLE.print(f"No ONNX: {error}", markup=False)
     show_answers(test[:SHOWN], answers, dev_scores)
+    show_languages(encoder, adapter, probe, options.data, test)
     size = sum(path.stat().st_size for path in folders["sw-topics"].iterdir()) / 1e6
     share = adapter.parameters_count / encoder.parameters
     CONSOLE.print(
@@ -98,11 +108,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "swh", help="data folder")
+    parser.add_argument("--data", type=Path, default=SAMPLE, help="data folder")
     parser.add_argument(
         "--output", type=Path, help="output folder; runs/lora_sw, written anew, unless given"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what --output holds")
+    parser.add_argument("--text-column", help="default: text, sentence, tweet …")
+    parser.add_argument("--label-column", help="default: label, category, topic …")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--encoder", default="bundled:multilingual-e5-small")
@@ -162,9 +174,25 @@ def show_answers(
     CONSOLE.print(table)
 
 
+def show_languages(
+    encoder: ax.Encoder, adapter: ax.Adapter, probe: ax.Adapter, data: Path, test: list[Example]
+) -> None:
+    """Test accuracy: on Swahili, and on languages that neither saw, where they lie beside it."""
+    tests = {data.name: test}
+    for folder in sorted(data.parent.iterdir()) if data == SAMPLE else ():
+        if folder.name not in tests:
+            tests[folder.name] = read_examples(find_split(folder, "test"))
+    for name, rows in tests.items():
+        found = [scores(encoder, one, rows)["accuracy"] for one in (probe, adapter)]
+        CONSOLE.print(
+            f"Test accuracy, {name} ({len(rows)} rows): probe {found[0]:.3f}, LoRA {found[1]:.3f}"
+        )
+
+
 if __name__ == "__main__":
     try:
         main()
     except AdaptxError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -60,7 +60,6 @@ def export_merged(
         write_merged(encoder, adapter, made)
         if quantize == "int8":
             quantize_int8(made, kept_fp32(made / MODEL))
-        _write_tokenizer(encoder, adapter, made)
         kind = quantize or "fp32"
         report = compare(made, encoder, adapter, PROBE_TEXTS, rows, BOUNDS[kind])
         (made / "README.md").write_text(_readme(adapter, kind, report), encoding="utf-8")
@@ -104,7 +103,7 @@ def _config(encoder: Encoder, adapter: Adapter) -> Any:
 
 
 def write_merged(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
-    """Write `model.onnx` and `config.json`: the adapter folded into its encoder, in fp32."""
+    """Write the adapter, folded into its encoder, in fp32: model, config and tokenizer."""
     try:
         from optimum.exporters.onnx import export
         from optimum.exporters.tasks import TasksManager
@@ -134,6 +133,7 @@ def write_merged(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
             folder / MODEL,
         )
     merged.config.save_pretrained(folder)
+    _write_tokenizer(encoder, adapter, folder)
 
 
 def quantize_int8(folder: Path, kept: Sequence[str]) -> None:
@@ -214,7 +214,8 @@ def _prefixed(tokenizer_json: str, prefix: str) -> Any:
         return plain
     value = json.loads(tokenizer_json)
     template = value.get("post_processor") or {}
-    encoded = plain.encode(prefix, add_special_tokens=False)
+    # Its closing space is the text's: tokenizers that split at spaces put it on the next word.
+    encoded = plain.encode(prefix.rstrip(), add_special_tokens=False)
     if template.get("type") == "TemplateProcessing":
         text = next(i for i, part in enumerate(template["single"]) if "Sequence" in part)
         template["single"].insert(text, {"SpecialToken": {"id": prefix, "type_id": 0}})

@@ -39,7 +39,7 @@ class Bounds:
 
 BOUNDS = {
     "fp32": Bounds(difference=1e-4, agreement=1.0, drop=0.0),
-    "int8": Bounds(difference=0.5, agreement=0.85, drop=0.04),
+    "int8": Bounds(difference=0.3, agreement=0.9, drop=0.04),
 }
 
 

@@ -38,9 +38,9 @@ def fit_probe(
     metric: str,
     seed: int,
 ) -> float:
-    """Fit the adapter's head on (pooled `[rows, H]`, targets `[rows]`); returns the C chosen by `metric`.
+    """Fit the adapter's head on (pooled `[rows, H]`, targets `[rows]`).
 
-    The features' standardization is folded into the head.
+    Returns the C that `metric` chose. The features' standardization is folded into the head.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_score
