@@ -4,8 +4,8 @@ Data      recipes/data/swh: 168 training, 56 dev and 56 test sentences in seven 
           this project. `--data FOLDER` takes any folder with train, dev and test files (JSONL, TSV
           or CSV), such as SIB-200's swh_Latn.
 Encoder   multilingual-e5-small, frozen, offline (`bundled:`).
-Expected  see the README
-Time      a few minutes on 2 CPU cores
+Expected  dev accuracy 0.84 (the probe's: 0.71), the same in ONNX fp32 and int8
+Time      2 minutes on 2 CPU cores with OMP_NUM_THREADS=2 (accelerate gives one thread otherwise)
 Command   accelerate launch recipes/lora_sw.py
           accelerate launch --num_processes 8 recipes/lora_sw.py --data sib200/swh_Latn --epochs 10
 

@@ -184,10 +184,10 @@ def test_an_adapter_follows_its_encoder_to_another_device(small_folders):
     encoder = ax.Encoder.from_pretrained(small_folders["bert"])
     adapter = ax.Adapter.new(encoder, None, LORA, name="x")
     encoder.to("meta")
-    ids = torch.ones(3, 5, dtype=torch.int64, device="meta")
+    x = torch.ones(3, 5, 32, device="meta")
     for slots in ([1], [0, 1, 1]):
         route = Bank.of([adapter], encoder).route(slots)
-        assert encoder.hidden(ids, ids, route).device.type == "meta"
+        assert route.at("encoder.layer.0.attention.self.query", x, x).device.type == "meta"
 
 
 @pytest.mark.parametrize(
