@@ -48,6 +48,10 @@ def train(
     encoder: Annotated[
         str, typer.Option("--encoder", "-e", help="Hub name, local folder, or bundled:… name.")
     ] = DEFAULT_ENCODER,
+    prefix: Annotated[
+        str | None,
+        typer.Option("--prefix", help="Put before every text [default: 'query: ' for e5]."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="The adapter's name [default: the folder's].")
     ] = None,
@@ -122,7 +126,7 @@ def train(
     from peft import LoraConfig
 
     import adaptx as ax
-    from adaptx.training.train import Settings
+    from adaptx.training.settings import Settings
 
     settings: dict[str, Any] = {
         "epochs": epochs, "lr": lr, "batch_size": batch_size, "accumulate": accumulate,
@@ -140,7 +144,7 @@ def train(
         lora_dropout=lora_dropout,
         use_rslora=use_rslora,
     )
-    opened = ax.Encoder.from_pretrained(encoder)
+    opened = ax.Encoder.from_pretrained(encoder, prefix=prefix)
     common: dict[str, Any] = {"name": name or output.resolve().name, "language": language}
     chosen = config if method is Method.lora else None
     if dry_run:
@@ -152,7 +156,8 @@ def train(
             f"{adapter.parameters_count:,} weights: "
             f"{adapter.parameters_count / opened.parameters:.2%} of the encoder's) on "
             f"{len(train_rows)} rows of at most {max(map(len, lengths))} tokens, "
-            f"{len(dev_rows or ())} dev rows, labels {', '.join(task.labels)}; "
+            f"{len(dev_rows or ())} dev rows, labels {', '.join(task.labels)}, prefix "
+            f"{opened.prefix!r}; "
             f"{steps} steps; into {output}."
         )
         return

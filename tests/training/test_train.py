@@ -12,7 +12,7 @@ from peft import LoraConfig
 import adaptx as ax
 from adaptx.data.read import Example, read_examples
 from adaptx.errors import DataError, OptionError, SiteError, TrainingDiverged
-from adaptx.training.train import Settings
+from adaptx.training.settings import Settings
 from tests.conftest import SAMPLE
 
 LORA = LoraConfig(r=4, target_modules="all-linear")

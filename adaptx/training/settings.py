@@ -1,0 +1,59 @@
+"""How an adapter is trained: the settings, and what they may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptx.errors import OptionError, choices
+from adaptx.evaluation.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    epochs        passes over the training data
+    lr            AdamW's peak learning rate: linear warm-up, then linear decay to 0
+    batch_size    rows of an optimizer step, over all processes and micro-batches: results don't
+                  depend on how many GPUs there are
+    accumulate    micro-batches of a step (less memory, the same gradient)
+    warmup        share of the steps that warm up
+    weight_decay  AdamW's
+    clip          largest norm of the gradient; 0 for no clipping
+    metric        what is best on dev: accuracy, macro_f1 or weighted_f1
+    patience      stop after so many epochs without a better dev score; None for never
+    max_length    longest text in tokens; None for the encoder's own limit
+    seed          of the initialization, the shuffles and the dropout
+    """
+
+    epochs: int = 10
+    lr: float = 1e-3
+    batch_size: int = 16
+    accumulate: int = 1
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    metric: str = "accuracy"
+    patience: int | None = None
+    max_length: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "patience", "max_length"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
+            raise OptionError(f"seed={self.seed!r} must be a whole number from 0 to 2^31 - 1.")
+        for name, below in (("lr", 1e30), ("warmup", 1), ("weight_decay", 1e30), ("clip", 1e30)):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float))
+            if not number or not 0 <= value < below or (name == "lr" and value == 0):
+                least = "above 0" if name == "lr" else "at least 0"
+                raise OptionError(f"{name}={value!r} must be a number, {least}, below {below:g}.")
+        if self.metric not in METRICS:
+            raise OptionError(f"metric={self.metric!r} is none of {choices(METRICS)}.")
+        if self.accumulate > self.batch_size:
+            raise OptionError(
+                f"accumulate={self.accumulate} cuts a batch of {self.batch_size} into nothing."
+            )
