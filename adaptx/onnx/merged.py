@@ -170,7 +170,7 @@ def kept_fp32(model: Path) -> list[str]:
     kept = []
     for node in graph.node:
         if node.op_type == "Gemm":
-            kept.append(node.name)
+            kept += [node.name, node.name + "_MatMul"]  # what the quantizer renames it to
         elif node.op_type == "MatMul":
             shapes = [weights[name] for name in node.input if name in weights]
             if not shapes or shapes[0][0] > shapes[0][1]:
