@@ -21,13 +21,13 @@ def blocks(page, language=""):
 def test_the_readmes_python_runs(tmp_path):
     (code,) = blocks(ROOT / "README.md", "python")
     assert "epochs=12" in code
-    code = code.replace("epochs=12", "epochs=1") + "\nprint(report['agreement'])\n"
+    code = code.replace("epochs=12", "epochs=1") + "\nprint(report['agreement_but_for_ties'])\n"
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.splitlines()[-1]) >= 0.85
+    assert float(done.stdout.splitlines()[-1]) >= 0.9
     assert (tmp_path / "adapters" / "sw-topics" / "adapter_model.safetensors").is_file()
 
 

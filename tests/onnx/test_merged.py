@@ -126,7 +126,9 @@ def test_the_gate_stops_a_model_that_answers_otherwise(small, tmp_path):
 
 
 def test_an_export_out_of_bounds_writes_nothing(small, tmp_path, monkeypatch):
-    monkeypatch.setitem(module.BOUNDS, "fp32", Bounds(difference=0.0, agreement=1.0, drop=0.0))
+    monkeypatch.setitem(
+        module.BOUNDS, "fp32", Bounds(difference=0.0, tie=0.0, agreement=1.0, drop=0.0)
+    )
     with pytest.raises(ParityError, match="Nothing was written"):
         ax.export_merged(small, acting(small), tmp_path / "onnx")
     assert list(tmp_path.iterdir()) == []
@@ -141,7 +143,7 @@ def test_the_gate_counts_the_drop_on_dev(small, tmp_path):
     report = compare(tmp_path / "onnx", small, adapter, texts, rows, BOUNDS["fp32"])
     assert report["dev"]["torch"]["accuracy"] == report["dev"]["onnx"]["accuracy"] == 1.0
     other = acting(small, seed=9)
-    wide = Bounds(difference=1e9, agreement=0.0, drop=0.0)
+    wide = Bounds(difference=1e9, tie=0.0, agreement=0.0, drop=0.0)
     ax.export_merged(small, other, tmp_path / "other")
     with pytest.raises(ParityError, match="accuracy on dev falls"):
         compare(tmp_path / "other", small, adapter, texts, rows, wide)
@@ -165,6 +167,24 @@ def test_bad_input_is_refused_before_any_work(small, small_folders, tmp_path):
         ax.export_merged(small, adapter, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_gate_counts_labels_that_are_told_apart_and_not_ties(small, tmp_path):
+    """Of two labels with one weight, either is right; of two with others, one is."""
+    adapter = acting(small)
+    adapter.head.weight.data[1] = adapter.head.weight.data[0]
+    adapter.head.bias.data[:2] = 50.0  # above the third label's, always
+    ax.export_merged(small, adapter, tmp_path / "onnx")
+    switched = acting(small)
+    switched.load_state_dict(adapter.state_dict())
+    switched.head.bias.data[1] += 1e-3  # the second label wins every tie now
+    bounds = Bounds(difference=1e-3, tie=1e-3, agreement=1.0, drop=0.0)
+    report = compare(tmp_path / "onnx", small, switched, PROBE_TEXTS, [], bounds)
+    assert report["agreement"] < report["agreement_but_for_ties"] == 1.0
+    switched.head.bias.data[1] += 100
+    wide = Bounds(difference=1e9, tie=1e-3, agreement=1.0, drop=0.0)
+    with pytest.raises(ParityError, match="agreement but for ties"):
+        compare(tmp_path / "onnx", small, switched, PROBE_TEXTS, [], wide)
 
 
 def test_torch_logits_are_the_routed_encoders(small):
