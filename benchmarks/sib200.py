@@ -58,7 +58,8 @@ def main() -> None:
 
 def cached(folder: Path, method: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """The result of a run, from the cache where it stands there."""
-    digest = hashlib.sha256(json.dumps(SETTINGS[method], sort_keys=True).encode())
+    run_by = [adaptx.__version__, ENCODER, SETTINGS[method]]
+    digest = hashlib.sha256(json.dumps(run_by, sort_keys=True).encode())
     for split in ("train", "dev", "test"):
         digest.update(find_split(folder, split).read_bytes())
     key = f"{folder.name}-{method}-{seed}-{digest.hexdigest()[:12]}.json"
