@@ -78,6 +78,8 @@ def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]
 
     When the block raises, nothing is left behind and an older folder stays as it was.
     """
+    from safetensors import SafetensorError
+
     folder = check_output(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -91,19 +93,17 @@ def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]
             folder.rename(old)
         made.rename(folder)
         _fsync(folder.parent)
-    except BaseException as error:
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_ROOM:
+            raise
+        raise FolderError(
+            f"{folder} can't be written ({error}): is the disk full? Nothing was left behind."
+        ) from error
+    finally:  # whatever was raised, an interrupt too
+        shutil.rmtree(made, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
-        full = isinstance(error, OSError) and error.errno in _NO_ROOM
-        if full or type(error).__name__ == "SafetensorError":
-            raise FolderError(
-                f"{folder} can't be written ({error}): is the disk full? Nothing was left behind."
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

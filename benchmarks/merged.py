@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptx.cli.opening import open_adapter
+from adaptx.cli.run import run
 from adaptx.data.read import read_examples
-from adaptx.errors import AdaptxError
 from adaptx.onnx.merged import MODEL, kept_fp32, quantize_int8, write_merged
 from adaptx.onnx.parity import MergedSession, torch_logits
 from adaptx.onnx.probe_texts import PROBE_TEXTS
@@ -100,21 +99,17 @@ def show(results: dict[str, Any]) -> None:
     table = Table(title="Merged models, onnxruntime on this CPU")
     for column in ("model", "MB", "difference", "agreement", "dev", *(f"{s} ms" for s in shapes)):
         table.add_column(column)
-    for kind, run in results.items():
+    for kind, found in results.items():
         table.add_row(
             kind,
-            f"{run['mb']:.0f}",
-            f"{run['relative_difference']:.2g}",
-            f"{run['agreement']:.1%}",
-            f"{run['dev_accuracy']:.3f}",
-            *(f"{run['ms'][shape]:.1f}" for shape in shapes),
+            f"{found['mb']:.0f}",
+            f"{found['relative_difference']:.2g}",
+            f"{found['agreement']:.1%}",
+            f"{found['dev_accuracy']:.3f}",
+            *(f"{found['ms'][shape]:.1f}" for shape in shapes),
         )
     Console(stderr=True).print(table)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except AdaptxError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

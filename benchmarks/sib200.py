@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 import adaptx
+from adaptx.cli.run import run as run_script
 from adaptx.data.read import find_split, read_examples
-from adaptx.errors import AdaptxError, DataError, OptionError, choices
+from adaptx.errors import DataError, OptionError, choices
 
 ENCODER = "bundled:multilingual-e5-small"
 LORA = {"r": 16, "lora_alpha": 16, "target_modules": "all-linear"}
@@ -144,8 +145,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except AdaptxError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import onnxruntime
 
 import adaptx as ax
 from adaptx.cli.opening import open_adapter
-from adaptx.errors import AdaptxError
+from adaptx.cli.run import run
 
 SHAPES = ((1, 16), (8, 32), (32, 48))  # rows x tokens
 
@@ -87,8 +86,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except AdaptxError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -17,7 +17,6 @@ what the four answer. Everything lands in --output.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -28,8 +27,9 @@ from rich.table import Table
 
 import adaptx as ax
 from adaptx import storage
+from adaptx.cli.run import run
 from adaptx.data.read import Example, find_split, read_examples
-from adaptx.errors import AdaptxError, MissingExtra, TrainingDiverged
+from adaptx.errors import MissingExtra, TrainingDiverged
 from adaptx.evaluation.metrics import classification_scores
 from adaptx.tasks import Prediction
 
@@ -190,9 +190,4 @@ def show_languages(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except AdaptxError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
 
 from adaptx import __version__
 from adaptx.cli import export, predict, train
-from adaptx.errors import AdaptxError, MissingExtra
-
-TRAIN_EXTRA = (
-    *("torch", "transformers", "peft", "accelerate", "sklearn"),
-    *("huggingface_hub", "filelock"),
-)
+from adaptx.cli.run import run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,17 +43,4 @@ def options(
 
 def main() -> None:
     """Run the command line."""
-    try:
-        app()
-    except AdaptxError as error:
-        _refuse(error)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
-            raise
-        _refuse(MissingExtra(error.name or "", "train", "This command"))
-
-
-def _refuse(error: AdaptxError) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # a machine's processes meet the same error
-        print(f"Error: {error}", file=sys.stderr)
-    sys.exit(2)
+    run(app)

@@ -121,7 +121,7 @@ def load_model(folder: Path) -> tuple[Any, nn.Module]:
             add_pooling_layer=False,
             use_safetensors=True,
             dtype=torch.float32,
-            # On a CPU torch's SDPA is slow with a padding mask: 58% of a training step.
+            # On a CPU torch's SDPA has a slow backward where there is a padding mask.
             attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
         ),
         folder,

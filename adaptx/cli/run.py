@@ -1,0 +1,32 @@
+"""How a command or a script ends: an error that adaptx raises is one paragraph and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from adaptx.errors import AdaptxError, MissingExtra
+
+TRAIN_EXTRA = (
+    *("torch", "transformers", "peft", "accelerate", "sklearn"),
+    *("huggingface_hub", "filelock"),
+)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Run `main`; what it raises on purpose is printed without a traceback."""
+    try:
+        main()
+    except AdaptxError as error:
+        _refuse(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
+            raise
+        _refuse(MissingExtra(error.name or "", "train", "This command"))
+
+
+def _refuse(error: AdaptxError) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # a machine's processes meet the same error
+        print(f"Error: {error}", file=sys.stderr)
+    sys.exit(2)
