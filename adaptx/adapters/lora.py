@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from adaptx.adapters.lora_linear import lora_linear
 from adaptx.errors import OptionError, SiteError, choices
 
 if TYPE_CHECKING:
@@ -86,12 +87,16 @@ class LoraBank:
                 b.append(nn.functional.pad(b_RO, (0, 0, 0, pad)))
         return cls(torch.stack(a), torch.stack(b), tuple(dropout) if any(dropout) else ())
 
-    def apply(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
-        """Y + the update of each row's slots: x `[B, S, I]`, y `[B, S, O]` -> `[B, S, O]`."""
+    def apply(self, base: nn.Linear, x: Tensor, route: Route) -> Tensor:
+        """The Linear's output + the update of each row's slots: x `[B, S, I]` -> `[B, S, O]`."""
         ids = route.adapter_ids
+        drops = route.training and bool(self.dropout)
+        if ids.shape == (1, 1) and not route.packed and not drops and torch.is_grad_enabled():
+            return lora_linear(x, base, self.a_NIR[ids[:, 0]][0], self.b_NRO[ids[:, 0]][0])
+        y = base(x)
         for position in range(ids.shape[1]):
             ids_B = ids[:, position]
-            x_in = self._drop(x, ids_B, route.packed) if route.training and self.dropout else x
+            x_in = self._drop(x, ids_B, route.packed) if drops else x
             if route.packed:
                 y = self._packed(x_in, y, ids_B)
             else:  # one id: `[1, I, R]` broadcasts over the batch, and nothing is gathered per row

@@ -16,6 +16,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from adaptx.adapters.bank import Bank
+    from adaptx.encoder.sites import Site
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Route:
     packed: bool = False
     training: bool = False
 
-    def at(self, site: str, x: Tensor, y: Tensor) -> Tensor:
-        """X `[B, S, I]`, y = W x + b `[B, S, O]` -> `[B, S, O]`, changed by each row's adapters."""
-        stacked = self.bank.sites.get(site)
-        return y if stacked is None else stacked.apply(x, y, self)
+    def at(self, site: Site, x: Tensor) -> Tensor:
+        """X `[B, S, I]` -> W x + b `[B, S, O]`, changed by each row's adapters."""
+        stacked = self.bank.sites.get(site.name)
+        return site.base(x) if stacked is None else stacked.apply(site.base, x, self)

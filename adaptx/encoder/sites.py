@@ -1,10 +1,10 @@
 """Sites: where an adapter may attach. Every Linear of the encoder becomes a `Site` around it.
 
 A site holds no adapter and no state. In a forward pass it asks the *route* of that pass (see
-adaptx.adapters.route) what to add; without a route it is the plain Linear:
+adaptx.adapters.route) for its output; without a route it is the plain Linear:
 
-    y = W x + b                       no route
-    y = route.at(name, x, W x + b)    with one
+    y = W x + b            no route
+    y = route.at(site, x)  with one
 
 The route travels in a context variable, so that each thread and each forward pass has its own and
 no module is ever "in a mode". What recomputes a forward later (gradient checkpointing) captures it
@@ -13,7 +13,7 @@ with `checkpoint_contexts`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Protocol
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 class Route(Protocol):
     """What a forward pass hands down to the sites."""
 
-    def at(self, site: str, x: Tensor, y: Tensor) -> Tensor:
-        """The site's output, given its input x `[…, in]` and its Linear's output y `[…, out]`."""
+    def at(self, site: Site, x: Tensor) -> Tensor:
+        """The site's output `[…, out]`, given its input x `[…, in]`."""
         ...
 
 
@@ -63,9 +63,8 @@ class Site(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X `[…, in]` -> `[…, out]`."""
-        y = self.base(x)
         route = _route.get()
-        return y if route is None else route.at(self.name, x, y)
+        return self.base(x) if route is None else route.at(self, x)
 
 
 def wrap_sites(model: nn.Module) -> dict[str, Site]:
@@ -77,6 +76,22 @@ def wrap_sites(model: nn.Module) -> dict[str, Site]:
         sites[name] = Site(name, linear)
         setattr(model.get_submodule(parent), leaf, sites[name])
     return sites
+
+
+@contextmanager
+def cast_sites(sites: Iterable[Site], dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, the sites' weights and biases are held in `dtype`; None leaves them as they are.
+
+    Autocast casts a frozen weight at every step; this does it once. What was there comes back.
+    """
+    kept = [(p, p.data) for site in sites for p in site.base.parameters()] if dtype else []
+    try:
+        for parameter, data in kept:
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
 def plain_copy(model: nn.Module, deltas: dict[str, Tensor]) -> nn.Module:

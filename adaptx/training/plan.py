@@ -1,7 +1,8 @@
 """Which rows each process takes at each step: the same global batches on any number of processes.
 
-An epoch is one shuffle of all rows, cut into global batches. A global batch is cut into
-`accumulate` micro-batches, and each of those among the processes. So the same seed and batch size
+An epoch is one shuffle of all rows, cut into global batches; within WINDOW batches, rows of like
+length go together, because padding costs as much as text. A global batch is cut into `accumulate`
+micro-batches, and each of those among the processes. So the same seed and batch size
 mean the same training on 1 or 8 GPUs, up to rounding.
 """
 
@@ -11,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+
+WINDOW = 32  # batches among which rows are sorted by length
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cuts `rows` rows into steps for process `process` of `processes`."""
+    """Cuts rows of `lengths` tokens, int64 `[rows]`, into steps for `process` of `processes`."""
 
-    rows: int
+    lengths: np.ndarray
     batch_size: int
     accumulate: int = 1
     processes: int = 1
@@ -37,12 +41,18 @@ class Plan:
     seed: int = 0
 
     def __len__(self) -> int:
-        return -(-self.rows // self.batch_size)
+        return -(-len(self.lengths) // self.batch_size)
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """The steps of an epoch; its shuffle depends on the seed and the epoch alone."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
-        for start in range(0, self.rows, self.batch_size):
-            batch = order[start : start + self.batch_size]
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.lengths))
+        batches: list[np.ndarray] = []
+        for start in range(0, len(order), WINDOW * self.batch_size):
+            window = order[start : start + WINDOW * self.batch_size]
+            window = window[np.argsort(self.lengths[window], kind="stable")]
+            batches += np.split(window, range(self.batch_size, len(window), self.batch_size))
+        for i in random.permutation(len(batches)):
+            batch = batches[i]
             micro = np.array_split(batch, self.accumulate)
             yield Step(len(batch), tuple(rows[self.process :: self.processes] for rows in micro))

@@ -22,6 +22,7 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.bank import Bank
 from adaptx.data.read import Example, read_examples
 from adaptx.encoder.encoder import Encoder
+from adaptx.encoder.sites import cast_sites
 from adaptx.errors import OptionError, TrainingDiverged, choices
 from adaptx.evaluation.metrics import classification_scores
 from adaptx.tasks import Classification
@@ -92,7 +93,11 @@ def train(
     if config is None:
         _record(job, data, _probe(job, *data))
     else:
-        with encoder.checkpointing() if checkpointing else nullcontext():
+        held = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+        with (
+            encoder.checkpointing() if checkpointing else nullcontext(),
+            cast_sites(encoder.sites.values(), held),
+        ):
             _loop(job, *data)
     accelerator.wait_for_everyone()
     return adapter.requires_grad_(False)
@@ -142,7 +147,7 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
     options, accelerator, adapter = job.options, job.accelerator, job.adapter
     set_seed(options.seed + accelerator.process_index)  # dropout: each process draws its own
     plan = Plan(
-        len(train.ids),
+        np.array([len(ids) for ids in train.ids]),
         options.batch_size,
         options.accumulate,
         accelerator.num_processes,

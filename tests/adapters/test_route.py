@@ -93,8 +93,8 @@ def test_packed_rows_take_an_id_for_each_token(small, slots, seed):
     bank = Bank.of(adapters, small)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, len(slots), 32, generator=generator)
-    y = torch.randn(1, len(slots), 64, generator=generator)
-    found = bank.route(slots, packed=True).at(name, x, y)
+    y = small.sites[name].base(x)
+    found = bank.route(slots, packed=True).at(small.sites[name], x)
     for token, slot in enumerate(slots):
         wanted = y[0, token]
         if slot:

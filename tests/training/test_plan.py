@@ -6,7 +6,7 @@ from adaptx.training.plan import Plan
 
 sizes = st.fixed_dictionaries(
     {
-        "rows": st.integers(1, 60),
+        "lengths": st.lists(st.integers(1, 40), min_size=1, max_size=60).map(np.array),
         "batch_size": st.integers(1, 20),
         "accumulate": st.integers(1, 5),
         "seed": st.integers(0, 3),
@@ -29,13 +29,22 @@ def test_any_number_of_processes_shares_the_same_global_batches(sizes, processes
         assert {step.rows for step in steps} == {len(rows)}
         shared.append(sorted(rows.tolist()))
     assert shared == alone
-    assert sorted(row for rows in shared for row in rows) == list(range(sizes["rows"]))
+    assert sorted(row for rows in shared for row in rows) == list(range(len(sizes["lengths"])))
     assert len(shared) == len(plans[0])
+
+
+def test_rows_of_like_length_go_together():
+    lengths = np.random.default_rng(0).integers(1, 100, 500)
+    steps = list(Plan(lengths, 16).steps(1))
+    padded = sum(step.rows * lengths[np.concatenate(step.micro_batches)].max() for step in steps)
+    assert padded < 1.1 * lengths.sum()
+    means = [lengths[np.concatenate(step.micro_batches)].mean() for step in steps]
+    assert means != sorted(means)  # the batches are shuffled
 
 
 def test_epochs_and_seeds_shuffle_differently():
     def order(seed, epoch):
-        steps = Plan(50, 50, seed=seed).steps(epoch)
+        steps = Plan(np.ones(50), 50, seed=seed).steps(epoch)
         return next(steps).micro_batches[0].tolist()
 
     assert order(0, 1) == order(0, 1)

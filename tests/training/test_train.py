@@ -185,9 +185,10 @@ def test_an_adapter_follows_its_encoder_to_another_device(small_folders):
     adapter = ax.Adapter.new(encoder, None, LORA, name="x")
     encoder.to("meta")
     x = torch.ones(3, 5, 32, device="meta")
+    name = "encoder.layer.0.attention.self.query"
     for slots in ([1], [0, 1, 1]):
         route = Bank.of([adapter], encoder).route(slots)
-        assert route.at("encoder.layer.0.attention.self.query", x, x).device.type == "meta"
+        assert route.at(encoder.sites[name], x).device.type == "meta"
 
 
 @pytest.mark.parametrize(
