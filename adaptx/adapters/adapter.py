@@ -6,6 +6,7 @@ Dimensions: B rows, S tokens, H hidden width, L labels.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,36 +17,54 @@ from torch import Tensor, nn
 
 from adaptx import storage
 from adaptx.adapters import folder as layout
+from adaptx.adapters import own_model
 from adaptx.adapters.bank import Bank
-from adaptx.adapters.lora import LoraSite, check_config, init_sites, rank_and_scale, targets
+from adaptx.adapters.head import Head
+from adaptx.adapters.lora import (
+    LoraSite,
+    check_config,
+    init_sites,
+    rank_and_scale,
+    unexpressed,
+)
+from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder, mean_pool
+from adaptx.encoder.opening import load_model
 from adaptx.errors import FingerprintError, FolderError, OptionError
 from adaptx.tasks import Classification, Prediction, task_from_json
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftConfig
 
 
 class Adapter(nn.Module):
     """Learnt arrays at sites, and the head of a task; belongs to one encoder.
 
-    sites         LoraSite by module path; empty for a probe
-    head          Linear(H, L), or None without a task
+    sites         LoraSite by module path: what a bank stacks; empty for any other method
+    model         its own model (see adaptx.adapters.own_model), or None
+    head          Head(H, L), or None without a task
     facts         what adaptx.json says: name, encoder and its fingerprint, task, language …
-    config        the peft.LoraConfig, its target_modules resolved to full names; None for a probe
+    config        the PEFT configuration, target_modules resolved to full names; Full(); None for a
+                  probe
     """
 
     def __init__(
         self,
         facts: layout.Facts,
-        config: LoraConfig | None,
-        sites: Mapping[str, LoraSite],
-        head: nn.Linear | None,
+        config: PeftConfig | Full | None,
+        head: Head | None,
         task: Classification | None,
+        *,
+        sites: Mapping[str, LoraSite] | None = None,
+        model: nn.Module | None = None,
+        own: frozenset[str] = frozenset(),
+        source: Path | None = None,
     ):
         super().__init__()
         self.facts, self.config, self.task, self.head = facts, config, task, head
-        self.sites = dict(sites)
+        self.sites, self.model = dict(sites or {}), model
+        self._own = own  # of the model's tensors, by name: those that aren't the encoder's
+        self._source = source  # a folder with the tokenizer, which goes with a whole model
         for name, site in self.sites.items():
             self.add_module(name.replace(".", "/"), site)
 
@@ -54,44 +73,88 @@ class Adapter(nn.Module):
         cls,
         encoder: Encoder,
         task: Classification | None,
-        config: LoraConfig | None,
+        config: PeftConfig | Full | None,
         *,
         name: str,
         language: str | None = None,
         max_length: int | None = None,
         seed: int = 0,
     ) -> Adapter:
-        """A fresh adapter: `config` says which sites it has; None makes a probe, a head alone.
+        """A fresh adapter. `config` says what it changes: a peft.LoraConfig that a bank expresses,
+        any other of PEFT's configurations, Full() for everything, None for a probe, a head alone.
 
-        Raises SiteError for a target that matches nothing, OptionError for an option of
-        LoraConfig that a bank can't express.
+        Raises SiteError for a target that matches nothing, OptionError for a configuration that
+        can't be.
         """
         generator = torch.Generator().manual_seed(seed)
-        sites: dict[str, LoraSite] = {}
-        if config is not None:
-            sites = init_sites(config, encoder.sites, encoder.config.model_type, generator)
-            config = _resolved(config, list(sites), encoder.name)
         head = None
         if task is not None:
-            head = nn.Linear(encoder.hidden_size, task.outputs)
+            head = Head(encoder.hidden_size, task.outputs)
             nn.init.normal_(head.weight, std=0.02, generator=generator)
             nn.init.zeros_(head.bias)
         facts = layout.Facts(
             name=check_name(name),
-            method="probe" if config is None else "lora",
+            method="probe",
             encoder=encoder.name,
             fingerprint=encoder.fingerprint,
             prefix=encoder.prefix,
             max_length=max_length,
             language=language,
             task=task.to_json() if task else None,
-            scales={site: part.scale for site, part in sites.items()},
         )
-        return cls(facts, config, sites, head, task).to(encoder.device)
+        made = cls.of(encoder, facts, config, head, task, seed=seed)
+        return made.to(encoder.device)
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        facts: layout.Facts,
+        config: PeftConfig | Full | None,
+        head: Head | None,
+        task: Classification | None,
+        *,
+        sites: Mapping[str, LoraSite] | None = None,
+        model: nn.Module | None = None,
+        seed: int = 0,
+    ) -> Adapter:
+        """An adapter whose facts say its method; without `sites` or `model`, with fresh ones."""
+        from peft import LoraConfig, PeftConfig
+
+        if config is None:
+            return cls(replace(facts, method="probe"), None, head, task)
+        if type(config) is LoraConfig:  # AdaLoraConfig is one too
+            check_config(config)
+            if not unexpressed(config):
+                if sites is None:
+                    model_type = encoder.config.model_type
+                    generator = torch.Generator().manual_seed(seed)
+                    sites = init_sites(config, encoder.sites, model_type, generator)
+                config = resolved(config, list(sites), encoder.name)
+                scales = {site: part.scale for site, part in sites.items()}
+                facts = replace(facts, method="lora", scales=scales)
+                return cls(facts, config, head, task, sites=sites)
+        if isinstance(config, Full):
+            model = model or own_model.full_model(encoder, config)
+            method = "full"
+        elif isinstance(config, PeftConfig):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = model or own_model.peft_model(encoder, config)
+            config, method = model.peft_config["default"], own_model.method_name(config)
+        else:
+            raise OptionError(
+                f"config is a {type(config).__name__}; a peft.LoraConfig or another of PEFT's "
+                f"configurations, adaptx.Full() or None (a probe) is needed."
+            )
+        own = own_model.own_names(model, encoder)
+        facts = replace(facts, method=method)
+        return cls(facts, config, head, task, model=model, own=own, source=encoder.folder)
 
     def __repr__(self) -> str:
+        where = f"{len(self.sites)} sites" if self.sites else self.facts.way
         return (
-            f"Adapter({self.name!r}, {self.facts.method}, {len(self.sites)} sites, "
+            f"Adapter({self.name!r}, {self.facts.method}, {where}, "
             f"{self.parameters_count:,} parameters, task={self.facts.task})"
         )
 
@@ -112,8 +175,20 @@ class Adapter(nn.Module):
 
     @property
     def parameters_count(self) -> int:
-        """How many weights the adapter has, its head included."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """How many weights the adapter has, its head included, the encoder's not."""
+        return sum(tensor.numel() for tensor in self.weights().values())
+
+    def weights(self) -> dict[str, Tensor]:
+        """The adapter's own tensors by name: what training changes and a folder keeps."""
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith("model.") or name.removeprefix("model.") in self._own
+        }
+
+    def trainable(self) -> list[nn.Parameter]:
+        """What an optimizer takes: the adapter's parameters, less what its method keeps fixed."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def check_encoder(self, encoder: Encoder) -> None:
         """Raise FingerprintError unless the adapter belongs to this encoder."""
@@ -126,7 +201,8 @@ class Adapter(nn.Module):
                 encoder.fingerprint,
             )
 
-    def _check_shapes(self, encoder: Encoder) -> None:
+    def check_shapes(self, encoder: Encoder) -> None:
+        """Raise FolderError unless the sites and the head have the encoder's widths."""
         for name, part in self.sites.items():
             site = encoder.sites.get(name)
             found = (part.a.shape[1], part.b.shape[0])
@@ -146,6 +222,17 @@ class Adapter(nn.Module):
     def bank(adapters: Sequence[Adapter], encoder: Encoder) -> Bank:
         """The bank of these adapters; adapter i is slot i + 1."""
         return Bank.of(adapters, encoder)
+
+    def hidden(self, encoder: Encoder, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Token states of the encoder with this adapter alone: `[B, S]` -> `[B, S, H]`.
+
+        In train() mode with the adapter's dropout.
+        """
+        if self.model is not None:
+            return encoder.hidden(input_ids, mask, own=self.model)
+        bank = Bank.of([self], encoder)
+        route = bank.route([1], training=self.training) if bank.sites else None
+        return encoder.hidden(input_ids, mask, route)
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """One vector of each row's token states: `[B, S, H]`, `[B, S]` -> `[B, H]`."""
@@ -168,8 +255,17 @@ class Adapter(nn.Module):
         return self.task.decode(logits.detach().cpu().numpy())
 
     def deltas(self) -> dict[str, Tensor]:
-        """What merging adds to the weight `[out, in]` of each site."""
+        """What merging adds to the weight `[out, in]` of each site of a bank."""
         return {name: site.delta().detach() for name, site in self.sites.items()}
+
+    def merged_model(self, encoder: Encoder) -> nn.Module:
+        """A plain AutoModel with the adapter folded into its weights.
+
+        Raises OptionError for a method whose change weights can't express.
+        """
+        if self.model is not None:
+            return own_model.merged(self.model, self.facts.method)
+        return encoder.merged_model(self.deltas())
 
     def with_training(self, training: Mapping[str, Any]) -> Adapter:
         """Record facts of the training (settings, data, scores); returns the adapter itself."""
@@ -178,86 +274,134 @@ class Adapter(nn.Module):
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the adapter's folder, whole or not at all (see adaptx.adapters.folder)."""
-        from safetensors.numpy import save_file
+        from safetensors.torch import save_file
 
         with storage.new_folder(folder, overwrite=overwrite) as made:
-            if self.config is not None:
-                _saved(self.config).save_pretrained(str(made))
+            if self.sites:
                 tensors = {}
                 for site, part in self.sites.items():
-                    tensors[f"{layout.PREFIX}{site}.lora_A.weight"] = _array(part.a)
-                    tensors[f"{layout.PREFIX}{site}.lora_B.weight"] = _array(part.b)
-                save_file(tensors, made / layout.WEIGHTS, metadata={"format": "pt"})
+                    tensors[f"{layout.PREFIX}{site}.lora_A.weight"] = part.a
+                    tensors[f"{layout.PREFIX}{site}.lora_B.weight"] = part.b
+                self._write_peft(made, tensors)
+            elif self.facts.way == "own pass" and self.model is not None:
+                self._write_peft(made, own_model.peft_state(self.model))
+            elif self.model is not None:
+                own_model.save_full(self.model, self._source, made)
             if self.head is not None:
-                head = {"weight": _array(self.head.weight), "bias": _array(self.head.bias)}
-                save_file(head, made / layout.HEAD, metadata={"format": "pt"})
+                save_file(_plain(self.head.state_dict()), made / layout.HEAD, {"format": "pt"})
             layout.write_facts(made, self.facts)
         return Path(folder)
 
+    def _write_peft(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        config: Any = copy.deepcopy(self.config)
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        save_file(_plain(tensors), folder / layout.WEIGHTS, {"format": "pt"})
+
     @classmethod
-    def load(cls, folder: str | Path, encoder: Encoder | None = None) -> Adapter:
+    def load(
+        cls,
+        folder: str | Path,
+        encoder: Encoder | None = None,
+        *,
+        labels: Sequence[str] | None = None,
+    ) -> Adapter:
         """Open an adapter's folder, every file checked against its sha256.
 
-        With `encoder`, the adapter is checked to belong to it and put on its device. A folder that
-        PEFT wrote (for an AutoModel) says nothing of its encoder: it needs `encoder`, and is taken
-        to belong to it. Raises FolderError or FingerprintError.
+        With `encoder`, the adapter is checked to belong to it and put on its device; one that
+        brings its own model needs it. A folder that PEFT wrote says nothing of its encoder and its
+        labels: it needs `encoder`, is taken to belong to it, and `labels` may name them (see
+        adaptx.adapters.peft_folder). Raises FolderError or FingerprintError.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise FolderError(f"There is no adapter folder {folder}.")
         if not (folder / storage.MANIFEST).is_file() and (folder / layout.CONFIG).is_file():
-            return cls._from_peft(folder, encoder)
-        facts, manifest = layout.read_facts(folder)
-        config, sites = None, {}
-        if facts.method != "probe":
-            layout.refuse_pickle(folder)
-            config = _read_config(storage.check_file(folder, layout.CONFIG, manifest))
-            path = storage.check_file(folder, layout.WEIGHTS, manifest)
-            sites = _read_sites(path, list(facts.scales), config)
-            if facts.scales != {name: site.scale for name, site in sites.items()}:
+            from adaptx.adapters.peft_folder import from_peft
+
+            if encoder is None:
                 raise FolderError(
-                    f"{folder}: the scales in {storage.MANIFEST} aren't those of {layout.CONFIG}."
+                    f"{folder} was written by PEFT and doesn't say which encoder it fits: give the "
+                    f"encoder too, as in Adapter.load(folder, encoder)."
                 )
+            return from_peft(folder, encoder, labels).to(encoder.device)
+        if labels is not None:
+            raise OptionError(f"{folder} says its labels itself: leave `labels` out.")
+        facts, manifest = layout.read_facts(folder)
         head, task = None, None
         if facts.task is not None:
             task = task_from_json(facts.task)
             path = storage.check_file(folder, layout.HEAD, manifest)
-            weight, bias = layout.head_tensors(path, task.outputs)
-            head = nn.Linear(weight.shape[1], weight.shape[0])
-            head.weight.data, head.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
-        adapter = cls(facts, config, sites, head, task)
+            head = Head.of(storage.read_tensors(path), facts.head, path)
+            if head.out_features != task.outputs:
+                raise FolderError(
+                    f"{path} answers {head.out_features} labels, and the task has {task.outputs}."
+                )
+        if facts.way in ("own pass", "own model"):
+            if encoder is None:
+                raise FolderError(
+                    f"The {facts.method} adapter in {folder} brings layers of its own for its "
+                    f"encoder, {facts.encoder!r}: give it, as in Adapter.load(folder, encoder)."
+                )
+            read = cls._read_peft if facts.way == "own pass" else cls._read_full
+            adapter = read(folder, encoder, facts, manifest, head, task)
+        else:
+            config, sites = None, None
+            if facts.method != "probe":
+                layout.refuse_pickle(folder)
+                config = read_config(storage.check_file(folder, layout.CONFIG, manifest))
+                path = storage.check_file(folder, layout.WEIGHTS, manifest)
+                sites = read_sites(path, list(facts.scales), config)
+                if facts.scales != {name: site.scale for name, site in sites.items()}:
+                    raise FolderError(
+                        f"{folder}: the scales in {storage.MANIFEST} aren't those of "
+                        f"{layout.CONFIG}."
+                    )
+            adapter = cls(facts, config, head, task, sites=sites)
         if encoder is not None:
             adapter.check_encoder(encoder)
-            adapter._check_shapes(encoder)
+            adapter.check_shapes(encoder)
             adapter.to(encoder.device)
-        return adapter
+        return adapter.eval()
 
     @classmethod
-    def _from_peft(cls, folder: Path, encoder: Encoder | None) -> Adapter:
-        if encoder is None:
-            raise FolderError(
-                f"{folder} was written by PEFT and doesn't say which encoder it fits: give the "
-                f"encoder too, as in Adapter.load(folder, encoder)."
-            )
+    def _read_peft(
+        cls,
+        folder: Path,
+        encoder: Encoder,
+        facts: layout.Facts,
+        manifest: dict[str, Any],
+        head: Head | None,
+        task: Classification | None,
+    ) -> Adapter:
         layout.refuse_pickle(folder)
-        config = _read_config(folder / layout.CONFIG)
-        check_config(config)
-        names = targets(config, encoder.sites, encoder.config.model_type)
-        sites = _read_sites(folder / layout.WEIGHTS, names, config)
-        facts = layout.Facts(
-            name=check_name(folder.resolve().name),
-            method="lora",
-            encoder=encoder.name,
-            fingerprint=encoder.fingerprint,
-            prefix=encoder.prefix,
-            max_length=None,
-            language=None,
-            task=None,
-            scales={name: site.scale for name, site in sites.items()},
-        )
-        adapter = cls(facts, _resolved(config, names, encoder.name), sites, None, None)
-        adapter._check_shapes(encoder)
-        return adapter.to(encoder.device)
+        config = read_config(storage.check_file(folder, layout.CONFIG, manifest))
+        path = storage.check_file(folder, layout.WEIGHTS, manifest)
+        cls(facts, config, head, task).check_encoder(encoder)
+        model = own_model.peft_model(encoder, config)
+        own_model.load_peft_state(model, own_model.read_torch_tensors(path), path)
+        return cls.of(encoder, facts, config, head, task, model=model)
+
+    @classmethod
+    def _read_full(
+        cls,
+        folder: Path,
+        encoder: Encoder,
+        facts: layout.Facts,
+        manifest: dict[str, Any],
+        head: Head | None,
+        task: Classification | None,
+    ) -> Adapter:
+        for name in manifest["files"]:
+            if name.endswith((".safetensors", ".json")):
+                storage.check_file(folder, name, manifest)
+        cls(facts, Full(), head, task).check_encoder(encoder)
+        _, model = load_model(folder)
+        adapter = cls.of(encoder, facts, Full(), head, task, model=model.eval())
+        adapter._source = folder
+        return adapter
 
 
 def check_name(name: str) -> str:
@@ -267,36 +411,35 @@ def check_name(name: str) -> str:
     return name
 
 
-def _resolved(config: LoraConfig, sites: list[str], encoder: str) -> LoraConfig:
+def resolved(config: LoraConfig, sites: list[str], encoder: str) -> LoraConfig:
     """A copy with every target by its full name: it means the same on any model class."""
     config = copy.deepcopy(config)
     config.target_modules, config.exclude_modules = sites, None
     config.layers_to_transform = config.layers_pattern = None
+    config.modules_to_save = None
     config.base_model_name_or_path = encoder
     return config
 
 
-def _saved(config: LoraConfig) -> LoraConfig:
-    config = copy.deepcopy(config)
-    config.inference_mode = True
+def read_config(path: Path) -> Any:
+    """The PEFT configuration in a file; FolderError for one that this peft doesn't know."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = storage.read_json(path).get("peft_type")
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise FolderError(f"{path} configures {kind!r}, no method that this peft knows.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(path.parent))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise FolderError(f"{path} can't be a configuration of {kind}: {error}") from error
+    if getattr(config, "megatron_config", None):  # PEFT would import the module that it names
+        raise FolderError(f"{path} asks for Megatron's layers, which adaptx doesn't load.")
     return config
 
 
-def _read_config(path: Path) -> LoraConfig:
-    from peft import LoraConfig
-
-    value = storage.read_json(path)
-    if value.get("peft_type") != "LORA":
-        raise FolderError(
-            f"{path} configures the PEFT method {value.get('peft_type')!r}; adaptx reads LORA."
-        )
-    try:
-        return LoraConfig.from_pretrained(str(path.parent))
-    except (TypeError, ValueError) as error:
-        raise FolderError(f"{path} isn't a LoraConfig that this peft knows: {error}") from error
-
-
-def _read_sites(path: Path, names: list[str], config: LoraConfig) -> dict[str, LoraSite]:
+def read_sites(path: Path, names: list[str], config: LoraConfig) -> dict[str, LoraSite]:
     """The LoRA parts in a weights file, which must have just these sites, at the config's ranks."""
     check_config(config)
     sites = {}
@@ -309,5 +452,10 @@ def _read_sites(path: Path, names: list[str], config: LoraConfig) -> dict[str, L
     return sites
 
 
-def _array(parameter: Tensor) -> Any:
-    return parameter.detach().float().cpu().contiguous().numpy()
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors writes them: on the CPU, contiguous, floats in fp32."""
+    found = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
+        for name, tensor in found.items()
+    }

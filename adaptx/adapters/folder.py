@@ -3,20 +3,24 @@
     adapter_config.json         PEFT's own
     adapter_model.safetensors   PEFT's names: base_model.model.<site>.lora_A.weight [R, I],
                                               base_model.model.<site>.lora_B.weight [O, R]
-    head.safetensors            weight [L, H], bias [L]
+                                (what other methods than LoRA name theirs)
+    head.safetensors            weight [L, H], bias [L] (see adaptx.adapters.head)
     adaptx.json                 the manifest: `Facts`, and the sha256 of every file
     README.md                   the model card
 
-A probe has neither of the first two. A folder that PEFT wrote has only those two.
+A probe has neither of the first two. A fully fine-tuned model has config.json, model.safetensors
+and the tokenizer in their place, as save_pretrained writes them. A folder that PEFT wrote has only
+the first two.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,37 +32,51 @@ WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 CARD = "README.md"
 PREFIX = "base_model.model."
-METHODS = ("lora", "probe")
+T = TypeVar("T", bound=Any)  # an array or a tensor
+MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class Facts:
     """What the manifest says of an adapter.
 
-    `scales` has the factor of each site's update, so that a reader needs no PEFT to apply it.
-    `training` is for people: settings, data and scores.
+    `scales` has the factor of each site's update, so that a reader needs no PEFT to apply it; it is
+    empty for what a bank can't hold. `head` is `Head.options`. `training` is for people: settings,
+    data and scores.
     """
 
     name: str
-    method: str  # "lora", or "probe" for a head alone
+    method: str  # "lora", "probe" for a head alone, "full", or another of PEFT's: "dora", "ia3" …
     encoder: str
     fingerprint: str
     prefix: str
     max_length: int | None
     language: str | None
     task: dict[str, Any] | None
+    head: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def way(self) -> str:
+        """How it answers: "head" (the plain encoder's states), "bank" (a batch may mix it with
+        others), "own pass" (PEFT's layers, a batch of its own) or "own model" (every weight).
+        """
+        if self.method in ("probe", "full"):
+            return {"probe": "head", "full": "own model"}[self.method]
+        return "bank" if self.scales else "own pass"
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "name": (str,),
+    "method": (str,),
     "encoder": (str,),
     "fingerprint": (str,),
     "prefix": (str,),
     "max_length": (int, type(None)),
     "language": (str, type(None)),
     "task": (dict, type(None)),
+    "head": (dict,),
     "scales": (dict,),
     "training": (dict,),
 }
@@ -83,10 +101,9 @@ def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
             raise FolderError(
                 f"{folder / storage.MANIFEST}: {name} can't be {getattr(facts, name)!r}."
             )
-    if facts.method not in METHODS or any(c in facts.name for c in "/\\\0") or not facts.name:
+    if any(c in facts.name for c in "/\\\0") or not facts.name or not facts.method.isidentifier():
         raise FolderError(
-            f"{folder / storage.MANIFEST}: name {facts.name!r} or method {facts.method!r} "
-            f"(known: {choices(METHODS)}) can't be."
+            f"{folder / storage.MANIFEST}: name {facts.name!r} or method {facts.method!r} can't be."
         )
     return facts, manifest
 
@@ -96,7 +113,11 @@ def site_tensors(path: Path, sites: list[str]) -> dict[str, tuple[np.ndarray, np
 
     Raises FolderError with the missing and the left-over keys, or a shape that doesn't fit.
     """
-    tensors = storage.read_tensors(path)
+    return fit_sites(path, storage.read_tensors(path), sites)
+
+
+def fit_sites(path: Path, tensors: Mapping[str, T], sites: list[str]) -> dict[str, tuple[T, T]]:
+    """`site_tensors` of tensors that were read from `path`, NumPy's or torch's."""
     wanted = {f"{PREFIX}{site}.lora_{part}.weight" for site in sites for part in "AB"}
     if missing := sorted(wanted - tensors.keys()):
         raise FolderError(f"{path} lacks {len(missing)} tensors: {choices(missing)}.")
@@ -112,18 +133,6 @@ def site_tensors(path: Path, sites: list[str]) -> dict[str, tuple[np.ndarray, np
             )
         found[site] = (a, b)
     return found
-
-
-def head_tensors(path: Path, outputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """(weight `[outputs, H]`, bias `[outputs]`) of a head file."""
-    tensors = storage.read_tensors(path)
-    shapes = {name: list(array.shape) for name, array in tensors.items()}
-    weight, bias = tensors.get("weight"), tensors.get("bias")
-    if weight is None or bias is None or len(tensors) != 2:
-        raise FolderError(f"{path} has {shapes}; a weight and a bias are needed.")
-    if weight.ndim != 2 or weight.shape[0] != outputs or bias.shape != (outputs,):
-        raise FolderError(f"{path} has {shapes}, but the task has {outputs} labels.")
-    return weight, bias
 
 
 def refuse_pickle(folder: Path) -> None:

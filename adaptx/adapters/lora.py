@@ -8,6 +8,7 @@ here as there. Dimensions: I site input, O site output, R rank, N slots, B rows,
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,7 @@ IRRELEVANT = {
     "inference_mode", "runtime_config", "megatron_core",
 }  # fmt: skip
 INITS = (True, False, "gaussian")
+HEADS = {"classifier", "score"}  # what modules_to_save may name: the head, which is adaptx's own
 
 
 class LoraSite(nn.Module):
@@ -120,28 +122,23 @@ class LoraBank:
         return x * (torch.rand_like(x) < keep) / keep
 
 
-def check_config(config: LoraConfig) -> None:
-    """Raise OptionError for an option that a bank can't express exactly."""
+def unexpressed(config: LoraConfig) -> str | None:
+    """The option, such as `use_dora=True`, that a bank can't express exactly; None: it can all."""
     from peft import LoraConfig
 
-    if not isinstance(config, LoraConfig):
-        raise OptionError(f"config is a {type(config).__name__}; a peft.LoraConfig is needed.")
     plain = LoraConfig()
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name in EXPRESSED | IRRELEVANT or value == getattr(plain, field.name):
-            continue
-        raise OptionError(
-            f"LoraConfig({field.name}={value!r}) can't be expressed by an adapter bank; adaptx "
-            f"takes these options: {', '.join(sorted(EXPRESSED))}."
-        )
-    if not any(config.init_lora_weights is init for init in INITS[:2]) and (
-        config.init_lora_weights != INITS[2]
-    ):
-        raise OptionError(
-            f"init_lora_weights={config.init_lora_weights!r} changes the base weights or needs "
-            f"data; adaptx takes {choices(INITS)}."
-        )
+        head_alone = field.name == "modules_to_save" and set(value or ()) <= HEADS
+        known = field.name in EXPRESSED | IRRELEVANT or head_alone
+        if not known and value != getattr(plain, field.name):
+            return f"{field.name}={value!r}"
+    init = config.init_lora_weights
+    return None if init in INITS else f"init_lora_weights={init!r}"
+
+
+def check_config(config: LoraConfig) -> None:
+    """Raise OptionError for values that mean nothing."""
     numbers = [config.lora_alpha, *(config.alpha_pattern or {}).values()]
     if not all(isinstance(alpha, (int, float)) and math.isfinite(alpha) for alpha in numbers):
         raise OptionError(f"lora_alpha and alpha_pattern must be numbers, not {choices(numbers)}.")
@@ -163,7 +160,8 @@ def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[s
         asked = set(names)
     elif asked is None:
         asked = set(DEFAULTS[model_type])
-    matching = _with_targets(config, asked)
+    matching = copy.copy(config)
+    matching.target_modules = asked
     try:
         found = [name for name in names if bool(check_target_module_exists(matching, name))]
     except re.error as error:
@@ -181,14 +179,6 @@ def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[s
             f"{names[0]!r}, or 'all-linear'."
         )
     return found
-
-
-def _with_targets(config: LoraConfig, asked: set[str] | list[str] | str) -> LoraConfig:
-    import copy
-
-    made = copy.copy(config)
-    made.target_modules = asked
-    return made
 
 
 def rank_and_scale(config: LoraConfig, site: str) -> tuple[int, float]:

@@ -19,12 +19,11 @@ from torch.nn.functional import linear
 def lora_linear(x: Tensor, base: nn.Linear, a_IR: Tensor, b_RO: Tensor) -> Tensor:
     """X `[…, I]` -> `[…, O]`, in autocast's dtype where it is on."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, a_IR, b_RO = x.to(dtype), a_IR.to(dtype), b_RO.to(dtype)
-    with torch.autocast(device, enabled=False):
-        bias = None if base.bias is None else base.bias.to(x.dtype)
-        return _LoraLinear.apply(x, base.weight.to(x.dtype), bias, a_IR, b_RO)
+    bias = None if base.bias is None else base.bias.to(x.dtype)
+    return _LoraLinear.apply(x, base.weight.to(x.dtype), bias, a_IR, b_RO)
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -34,6 +34,8 @@ from adaptx.tasks import Prediction
 class RoutedAdapter(Protocol):
     """What `Encoder.predict` asks of an adapter (see adaptx.adapters.Adapter)."""
 
+    model: nn.Module | None  # its own, where a bank can't hold it
+
     @property
     def prefix(self) -> str:
         """What goes before every text."""
@@ -145,13 +147,15 @@ class Encoder:
         return self
 
     @contextmanager
-    def checkpointing(self) -> Iterator[None]:
+    def checkpointing(self, own: nn.Module | None = None) -> Iterator[None]:
         """Inside, activations are recomputed in the backward pass instead of kept (less memory).
+
+        `own` is an adapter's own model, which then is the one that recomputes.
 
         transformers checkpoints layers in train() mode only, so they are put into it meanwhile:
         every dropout of the encoder is 0 (see `load_model`), so that changes no answer.
         """
-        model = cast(Any, self.model)
+        model = cast(Any, own or self.model)
         model.gradient_checkpointing_enable(
             {"use_reentrant": False, "context_fn": checkpoint_contexts}
         )
@@ -163,14 +167,21 @@ class Encoder:
             model.eval()
 
     def hidden(
-        self, input_ids: Tensor, attention_mask: Tensor, route: Route | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        route: Route | None = None,
+        own: nn.Module | None = None,
     ) -> Tensor:
-        """Token states of the last layer: int64 `[B, S]`, int64 `[B, S]` -> `[B, S, H]`."""
+        """Token states of the last layer: int64 `[B, S]`, int64 `[B, S]` -> `[B, S, H]`.
+
+        `own` is an adapter's own model, which answers in the encoder's place.
+        """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._takes_types:  # said outright: some exporters can't infer it
             inputs["token_type_ids"] = torch.zeros_like(input_ids)
         with routed(route):
-            return self.model(**inputs)[0]
+            return (own or self.model)(**inputs)[0]
 
     def embed(
         self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None
@@ -192,8 +203,9 @@ class Encoder:
         """An answer to each text, in order.
 
         `adapters` is one adapter (or None) for all texts, or a list with one for each; a list of
-        length 1 stands for all. Rows of different adapters share batches. A row whose adapter has
-        a head answers with a Prediction; any other row with its pooled vector, fp32 `[H]`.
+        length 1 stands for all. Rows of different adapters share batches, but for adapters that
+        bring their own model. A row whose adapter has a head answers with a Prediction; any other
+        row with its pooled vector, fp32 `[H]`.
         Raises FingerprintError for an adapter of another encoder.
         """
         rows = _per_row(texts, adapters)
@@ -210,16 +222,20 @@ class Encoder:
             if own is not None and own.max_length and len(ids[i]) > own.max_length:
                 ids[i] = self.text.ids([prefixed[i]], own.max_length)[0]
         answers: list[Prediction | np.ndarray] = [np.empty(0)] * len(texts)
-        bank = distinct[0].bank(distinct, self) if distinct else None
-        slots = {id(adapter): slot for slot, adapter in enumerate(distinct, 1)}
-        for batch in self.text.batches(ids, batch_size):
-            chosen = [rows[row] for row in batch.rows]
-            taken = [slots.get(id(adapter), 0) for adapter in chosen]
-            if len(set(taken)) == 1:
-                taken = taken[:1]  # one slot for the batch: nothing to gather for each row
-            route = bank.route(taken) if bank else None
-            for place, answer in self._answers(batch, chosen, route):
-                answers[batch.rows[place]] = answer
+        banked = [adapter for adapter in distinct if adapter.model is None]
+        bank = banked[0].bank(banked, self) if banked else None
+        slots = {id(adapter): slot for slot, adapter in enumerate(banked, 1)}
+        owners = [row if row is not None and row.model is not None else None for row in rows]
+        for owner in {id(a): a for a in owners}.values():
+            places = np.array([i for i, a in enumerate(owners) if a is owner])
+            for batch in self.text.batches([ids[i] for i in places], batch_size):
+                chosen = [rows[i] for i in places[batch.rows]]
+                taken = [slots.get(id(adapter), 0) for adapter in chosen]
+                if len(set(taken)) == 1:
+                    taken = taken[:1]  # one slot for the batch: nothing to gather for each row
+                route = bank.route(taken) if bank and not owner else None
+                for place, answer in self._answers(batch, chosen, route):
+                    answers[places[batch.rows[place]]] = answer
         return answers
 
     def _answers(
@@ -227,7 +243,8 @@ class Encoder:
     ) -> list[tuple[int, Prediction | np.ndarray]]:
         mask = torch.from_numpy(batch.attention_mask).to(self.device)
         input_ids = torch.from_numpy(batch.input_ids).to(self.device)
-        states = self.hidden(input_ids, mask, route).float()
+        own = chosen[0].model if chosen[0] else None
+        states = self.hidden(input_ids, mask, route, own).float()
         answers: list[tuple[int, Prediction | np.ndarray]] = []
         for adapter in {id(a): a for a in chosen}.values():
             places = [i for i, other in enumerate(chosen) if other is adapter]

@@ -17,6 +17,9 @@ from adaptx.errors import EncoderNotFound, FolderError, OptionError, choices
 
 BUNDLED = "bundled:"
 FAMILIES = ("bert", "roberta", "xlm-roberta")
+TOKENIZER_FILES = (
+    *("tokenizer*.json", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model"),
+)
 
 
 def find_folder(name: str, revision: str | None) -> Path:
@@ -38,11 +41,7 @@ def find_folder(name: str, revision: str | None) -> Path:
         "config.json",
         "*.safetensors",
         "*.safetensors.index.json",
-        "tokenizer*.json",
-        "special_tokens_map.json",
-        "vocab.*",
-        "merges.txt",
-        "*.model",
+        *TOKENIZER_FILES,
     ]
     offline = (
         "To work without a network, use the offline encoder bundled:multilingual-e5-small "

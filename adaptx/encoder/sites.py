@@ -13,6 +13,7 @@ with `checkpoint_contexts`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -94,11 +95,18 @@ def cast_sites(sites: Iterable[Site], dtype: torch.dtype | None) -> Iterator[Non
             parameter.data = data
 
 
-def plain_copy(model: nn.Module, deltas: dict[str, Tensor]) -> nn.Module:
-    """A deep copy of a wrapped model without sites, `deltas` `[out, in]` added to its Linears."""
-    import copy
+def plain_copy(
+    model: nn.Module, deltas: dict[str, Tensor], originals: dict[int, Tensor] | None = None
+) -> nn.Module:
+    """A deep copy of a wrapped model without sites, `deltas` `[out, in]` added to its Linears.
 
-    made = copy.deepcopy(model)
+    `originals` is filled with the model's tensor behind each of the copy's, by the copy's id.
+    """
+    memo: dict[int, object] = {}
+    made = copy.deepcopy(model, memo)
+    if originals is not None:
+        for tensor in (*model.parameters(), *model.buffers()):
+            originals[id(memo[id(tensor)])] = tensor
     for name, site in [(n, m) for n, m in made.named_modules() if isinstance(m, Site)]:
         parent, _, leaf = name.rpartition(".")
         if name in deltas:

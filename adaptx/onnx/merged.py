@@ -81,8 +81,9 @@ class _Merged(nn.Module):
 
     def __init__(self, encoder: Encoder, adapter: Adapter):
         super().__init__()
-        self.model = encoder.merged_model(adapter.deltas()).cpu()
-        self.adapter = copy.deepcopy(adapter).cpu()
+        self.model = adapter.merged_model(encoder).cpu().eval()
+        head = copy.deepcopy(adapter.head)
+        self.adapter = Adapter(adapter.facts, None, head, adapter.task).cpu()
         self.config = _config(encoder, adapter)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:

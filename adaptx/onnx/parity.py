@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from adaptx.adapters.adapter import Adapter
-from adaptx.adapters.bank import Bank
 from adaptx.data.read import Example
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import ParityError
@@ -49,14 +48,13 @@ BOUNDS = {
 @torch.inference_mode()
 def torch_logits(encoder: Encoder, adapter: Adapter, texts: Sequence[str]) -> np.ndarray:
     """fp32 `[N, L]`: the adapter's logits through the bank, not merged."""
-    bank = Bank.of([adapter], encoder)
-    route = bank.route([1]) if bank.sites else None
+    adapter.eval()
     ids = encoder.text.ids([adapter.prefix + text for text in texts], adapter.max_length)
     rows = []
     for i in range(len(ids)):
         batch = encoder.text.batch(ids, [i])
         mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
-        hidden = encoder.hidden(torch.from_numpy(batch.input_ids).to(encoder.device), mask, route)
+        hidden = adapter.hidden(encoder, torch.from_numpy(batch.input_ids).to(encoder.device), mask)
         rows.append(adapter.logits(hidden, mask).cpu().numpy()[0])
     return np.stack(rows)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 WINDOW = 32  # batches among which rows are sorted by length
 
 

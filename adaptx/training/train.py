@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adaptx.adapters import own_model
 from adaptx.adapters.adapter import Adapter
-from adaptx.adapters.bank import Bank
+from adaptx.adapters.own_model import Full
 from adaptx.data.read import Example, read_examples
 from adaptx.encoder.encoder import Encoder
 from adaptx.encoder.sites import cast_sites
@@ -33,7 +34,7 @@ from adaptx.training.settings import Settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from peft import LoraConfig
+    from peft import PeftConfig
 
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -43,7 +44,7 @@ Data = str | Path | Sequence[Example]
 def train(
     encoder: Encoder,
     task: Classification,
-    config: LoraConfig | None,
+    config: PeftConfig | Full | None,
     *,
     name: str,
     train: Data,
@@ -58,7 +59,8 @@ def train(
 ) -> Adapter:
     """Train an adapter for `task` on a frozen encoder; returns the best on dev.
 
-    `config` is a peft.LoraConfig; None fits a probe, a head alone. `train` and `dev` are files (see
+    `config` is a peft.LoraConfig, or another of PEFT's; Full() trains every weight of a copy of the
+    encoder; None fits a probe, a head alone. `train` and `dev` are files (see
     adaptx.data.read) or examples; without `dev` the last epoch's weights are kept. `precision` is
     "no", "bf16" or "fp16" for the forward pass; None takes what `accelerate launch` says.
     `checkpointing` recomputes activations to save memory. `settings` are those of `Settings`.
@@ -71,10 +73,11 @@ def train(
     train_rows = _examples(train, columns)
     dev_rows = _examples(dev, columns) if dev is not None else []
     task = task.fit(train_rows, dev_rows)
+    steps = options.epochs * -(-len(train_rows) // options.batch_size)
     adapter = Adapter.new(
         encoder,
         task,
-        config,
+        config if isinstance(config, Full) else own_model.total_steps(config, steps),
         name=name,
         language=language,
         max_length=options.max_length,
@@ -95,12 +98,12 @@ def train(
     else:
         held = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
         with (
-            encoder.checkpointing() if checkpointing else nullcontext(),
-            cast_sites(encoder.sites.values(), held),
+            encoder.checkpointing(adapter.model) if checkpointing else nullcontext(),
+            cast_sites(encoder.sites.values(), held if adapter.sites else None),
         ):
             _loop(job, *data)
     accelerator.wait_for_everyone()
-    return adapter.requires_grad_(False)
+    return adapter.requires_grad_(False).eval()
 
 
 @dataclass(frozen=True)
@@ -129,14 +132,11 @@ class _Routed(nn.Module):
     def __init__(self, encoder: Encoder, adapter: Adapter):
         super().__init__()
         self.adapter = adapter
-        self.encode = encoder.hidden
         self.encoder = encoder
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """int64 `[B, S]`, int64 `[B, S]` -> logits `[B, L]`."""
-        bank = Bank.of([self.adapter], self.encoder)
-        route = bank.route([1], training=self.training) if bank.sites else None
-        return self.adapter.logits(self.encode(input_ids, mask, route), mask)
+        return self.adapter.logits(self.adapter.hidden(self.encoder, input_ids, mask), mask)
 
 
 def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
@@ -154,9 +154,10 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
         accelerator.process_index,
         options.seed,
     )
-    optimizer = torch.optim.AdamW(
-        adapter.parameters(), lr=options.lr, weight_decay=options.weight_decay
-    )
+    matrices = [p for p in adapter.trainable() if p.ndim > 1]
+    vectors = [p for p in adapter.trainable() if p.ndim <= 1]  # biases, norms: not decayed
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
     total = options.epochs * len(plan)
     schedule = get_linear_schedule_with_warmup(optimizer, int(options.warmup * total), total)
     model, optimizer = accelerator.prepare(_Routed(job.encoder, adapter), optimizer)
@@ -182,13 +183,14 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
                         accelerator.backward(micro * undivided)
                         loss += micro.detach()
                 loss_value = float(accelerator.reduce(loss, "sum"))
-                norm = accelerator.clip_grad_norm_(adapter.parameters(), options.clip or math.inf)
+                norm = accelerator.clip_grad_norm_(adapter.trainable(), options.clip or math.inf)
                 scaled = accelerator.scaler is not None  # fp16's scaler skips an overflow itself
                 if not math.isfinite(loss_value):
                     raise kept.diverged(f"the loss is {loss_value}", step_number, epoch)
                 if not scaled and norm is not None and not torch.isfinite(norm):
                     raise kept.diverged("the gradient isn't finite", step_number, epoch)
                 optimizer.step()
+                own_model.after_backward(adapter.model, step_number)
                 schedule.step()
                 optimizer.zero_grad()
                 losses.append(loss_value)
@@ -201,9 +203,8 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
             if dev.ids:
                 entry |= _evaluate(job, model, dev)
             # The last step's weights have been through no loss yet.
-            if not all(
-                p.isfinite().all() for p in (*adapter.parameters(), *adapter.deltas().values())
-            ):
+            weights = (*adapter.weights().values(), *adapter.deltas().values())
+            if not all(weight.isfinite().all() for weight in weights):
                 raise kept.diverged("a weight isn't finite after it", step_number, epoch)
             if not math.isfinite(entry.get("dev_loss", 0.0)):
                 raise kept.diverged(f"the dev loss is {entry['dev_loss']}", step_number, epoch)
@@ -220,7 +221,8 @@ def _loss_sum(job: _Job, model: nn.Module, train: _Rows, rows: np.ndarray) -> Te
     batch = job.encoder.text.batch(train.ids, chosen)
     logits = model(_tensor(job, batch.input_ids), _tensor(job, batch.attention_mask))
     losses = job.task.losses(logits, _tensor(job, train.targets[chosen]))
-    return losses.sum() * (1.0 if len(rows) else 0.0)
+    pull = own_model.regularization(job.adapter.model)
+    return (losses.sum() + pull * len(chosen)) * (1.0 if len(rows) else 0.0)
 
 
 class _Kept:
@@ -237,7 +239,7 @@ class _Kept:
         self.history.append(entry)
         if self.best and self._rank(entry) <= self._rank(self.best):
             return False
-        self.best, self.weights = entry, copy.deepcopy(self.job.adapter.state_dict())
+        self.best, self.weights = entry, copy.deepcopy(self.job.adapter.weights())
         return True
 
     def _rank(self, entry: Mapping[str, Any]) -> tuple[float, float]:
@@ -247,7 +249,7 @@ class _Kept:
 
     def restore(self) -> None:
         """Put the best epoch's weights back, and record the training."""
-        self.job.adapter.load_state_dict(self.weights)
+        self.job.adapter.load_state_dict(self.weights, strict=False)
         seconds = time.perf_counter() - self.started
         _record(self.job, self.data, self.history, self.best, seconds)
 

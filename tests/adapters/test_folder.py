@@ -103,20 +103,11 @@ def test_pefts_folder_needs_an_encoder_and_must_fit_it(small, small_folders, tmp
     with pytest.raises(FolderError, match=f"lacks 1 tensors: {key}"):
         Adapter.load(tmp_path / "theirs", small)
     save_file({**tensors, "base_model.model.left.over": tensors[key]}, path)
-    with pytest.raises(FolderError, match=r"1 tensors too many: base_model\.model\.left\.over"):
+    with pytest.raises(FolderError, match=r"1 tensors too many .*left\.over"):
         Adapter.load(tmp_path / "theirs", small)
     save_file({**tensors, key: tensors[key][:, :-1].copy()}, path)
     with pytest.raises(FolderError, match="doesn't fit the encoder"):
         Adapter.load(tmp_path / "theirs", small)
-
-
-def test_another_peft_method_is_refused_by_name(small, tmp_path):
-    from peft import IA3Config, get_peft_model
-
-    config = IA3Config(target_modules=["query"], feedforward_modules=[])
-    get_peft_model(plain_model(small.folder), config).save_pretrained(str(tmp_path / "ia3"))
-    with pytest.raises(FolderError, match="IA3"):
-        Adapter.load(tmp_path / "ia3", small)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "head.safetensors"])
