@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adaptx import storage
 from adaptx.adapters import folder as layout
 from adaptx.adapters.bank import Bank
+from adaptx.adapters.finding import find_folder
 from adaptx.adapters.lora import LoraSite, check_config, init_sites, rank_and_scale, targets
 from adaptx.encoder.encoder import Encoder, mean_pool
 from adaptx.errors import FingerprintError, FolderError, OptionError
@@ -77,7 +78,7 @@ class Adapter(nn.Module):
             nn.init.normal_(head.weight, std=0.02, generator=generator)
             nn.init.zeros_(head.bias)
         facts = layout.Facts(
-            name=check_name(name),
+            name=layout.check_name(name),
             method="probe" if config is None else "lora",
             encoder=encoder.name,
             fingerprint=encoder.fingerprint,
@@ -233,6 +234,17 @@ class Adapter(nn.Module):
         return adapter
 
     @classmethod
+    def from_pretrained(
+        cls, name: str | Path, encoder: Encoder | None = None, revision: str | None = None
+    ) -> Adapter:
+        """Open an adapter by its folder, or by `user/name[@revision]` on the Hub.
+
+        Only JSON and safetensors are downloaded, once, into the Hub's cache. Raises HubError for
+        a repository that can't be read, and what `load` raises.
+        """
+        return cls.load(find_folder(name, revision), encoder)
+
+    @classmethod
     def _from_peft(cls, folder: Path, encoder: Encoder | None) -> Adapter:
         if encoder is None:
             raise FolderError(
@@ -245,7 +257,7 @@ class Adapter(nn.Module):
         names = targets(config, encoder.sites, encoder.config.model_type)
         sites = _read_sites(folder / layout.WEIGHTS, names, config)
         facts = layout.Facts(
-            name=check_name(folder.resolve().name),
+            name=layout.folder_name(folder),
             method="lora",
             encoder=encoder.name,
             fingerprint=encoder.fingerprint,
@@ -258,13 +270,6 @@ class Adapter(nn.Module):
         adapter = cls(facts, _resolved(config, names, encoder.name), sites, None, None)
         adapter._check_shapes(encoder)
         return adapter.to(encoder.device)
-
-
-def check_name(name: str) -> str:
-    """An adapter's name is also a folder's name; raises OptionError for one that can't be."""
-    if not name or name in (".", "..") or any(c in "/\\\0" or ord(c) < 32 for c in name):
-        raise OptionError(f"{name!r} can't be an adapter's name: it must be fit for a folder's.")
-    return name
 
 
 def _resolved(config: LoraConfig, sites: list[str], encoder: str) -> LoraConfig:

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from adaptx import storage
-from adaptx.errors import FolderError, choices
+from adaptx.errors import FolderError, OptionError, choices
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 CARD = "README.md"
+FILES = (storage.MANIFEST, CONFIG, WEIGHTS, HEAD, CARD, "config.json", "model.safetensors")
 PREFIX = "base_model.model."
 METHODS = ("lora", "probe")
 
@@ -83,12 +84,33 @@ def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
             raise FolderError(
                 f"{folder / storage.MANIFEST}: {name} can't be {getattr(facts, name)!r}."
             )
-    if facts.method not in METHODS or any(c in facts.name for c in "/\\\0") or not facts.name:
+    if facts.method not in METHODS:
         raise FolderError(
-            f"{folder / storage.MANIFEST}: name {facts.name!r} or method {facts.method!r} "
-            f"(known: {choices(METHODS)}) can't be."
+            f"{folder / storage.MANIFEST}: method {facts.method!r} is none of {choices(METHODS)}."
         )
+    try:
+        check_name(facts.name)
+    except OptionError as error:
+        raise FolderError(f"{folder / storage.MANIFEST}: {error}") from None
     return facts, manifest
+
+
+def check_name(name: str) -> str:
+    """An adapter's name is also a folder's name; raises OptionError for one that can't be."""
+    if not name or name in (".", "..") or any(c in "/\\\0" or ord(c) < 32 for c in name):
+        raise OptionError(f"{name!r} can't be an adapter's name: it must be fit for a folder's.")
+    return name
+
+
+def folder_name(folder: Path) -> str:
+    """The name of an adapter whose folder says none: the folder's, or its Hub repository's.
+
+    What comes from the Hub lies in its cache, in models--user--name/snapshots/<commit>.
+    """
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.rpartition("--")[2]
+    return check_name(folder.name)
 
 
 def site_tensors(path: Path, sites: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
