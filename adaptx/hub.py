@@ -38,15 +38,15 @@ def upload(
     folder: Path,
     repository: str,
     files: Sequence[str],
+    stale: Sequence[str] = (),
     *,
     private: bool = False,
     revision: str | None = None,
     message: str | None = None,
 ) -> str:
-    """Put those of a folder's files that `files` names into a repository; the commit's address.
+    """Put `files` of a folder into a repository, and take `stale` out; the commit's address.
 
-    Repository and branch are made when they don't exist. A file that `files` names and the folder
-    lacks is taken out of the repository; its other files stay. Raises HubError.
+    Repository and branch are made when they don't exist; other files stay. Raises HubError.
     """
     with _explained(repository, revision, "write"):
         from huggingface_hub import HfApi
@@ -61,7 +61,7 @@ def upload(
             revision=revision,
             commit_message=message,
             allow_patterns=[*files],
-            delete_patterns=[*files],
+            delete_patterns=[*stale] or None,
         )
         return str(commit.commit_url)
 

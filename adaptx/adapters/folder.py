@@ -27,7 +27,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 CARD = "README.md"
-FILES = (storage.MANIFEST, CONFIG, WEIGHTS, HEAD, CARD, "config.json", "model.safetensors")
+FILES = ("*.json", "*.safetensors", CARD)  # of a Hub repository; no pickle and no code
 PREFIX = "base_model.model."
 METHODS = ("lora", "probe")
 

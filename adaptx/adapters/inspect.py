@@ -76,6 +76,16 @@ def about(folder: Path) -> tuple[layout.Facts, dict[str, Any] | None]:
     return facts, None
 
 
+def needed(facts: layout.Facts, manifest: Mapping[str, Any] | None) -> list[str]:
+    """The files that must be there: all that are listed but the card, and what the facts need."""
+    names = set(manifest["files"]) if manifest else {layout.CONFIG, layout.WEIGHTS}
+    if facts.scales:
+        names |= {layout.CONFIG, layout.WEIGHTS}
+    if facts.task is not None:
+        names.add(layout.HEAD)
+    return sorted(names - {layout.CARD})
+
+
 def row(folder: Path) -> dict[str, Any]:
     """One line of a list: the facts in short, and what is plainly damaged (nothing is hashed)."""
     found: dict[str, Any] = {
@@ -85,7 +95,7 @@ def row(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     try:
         facts, manifest = about(folder)
-        if missing := [name for name in _needed(facts, manifest) if not (folder / name).is_file()]:
+        if missing := [name for name in needed(facts, manifest) if not (folder / name).is_file()]:
             found["damage"] = f"{folder} lacks {', '.join(missing)}."
     except FolderError as error:
         return found | {"damage": str(error)}
@@ -139,7 +149,7 @@ def damage(folder: Path) -> list[str]:
     except FolderError as error:
         return [str(error)]
     said = []
-    for name in _needed(facts, manifest):
+    for name in needed(facts, manifest):
         try:
             _check(folder, name, facts, manifest)
         except FolderError as error:
@@ -161,16 +171,6 @@ def _check(folder: Path, name: str, facts: layout.Facts, manifest: dict[str, Any
         layout.head_tensors(path, task_from_json(facts.task).outputs)
     elif path.suffix == ".safetensors":
         storage.read_tensors(path)
-
-
-def _needed(facts: layout.Facts, manifest: Mapping[str, Any] | None) -> list[str]:
-    """The files that must be there: all that are listed but the card, and what the facts need."""
-    names = set(manifest["files"]) if manifest else {layout.CONFIG, layout.WEIGHTS}
-    if facts.scales:
-        names |= {layout.CONFIG, layout.WEIGHTS}
-    if facts.task is not None:
-        names.add(layout.HEAD)
-    return sorted(names - {layout.CARD})
 
 
 def _files(folder: Path) -> list[Path]:
@@ -216,12 +216,13 @@ def _sites(shapes: Mapping[str, list[int]], scales: Mapping[str, float]) -> list
         if site == name:
             entry["shapes"].add(tuple(shape))
         else:
-            entry["ranks"].add(shape[0])
-            entry["scales"] |= {scales[site]} if site in scales else set()
-    return [
-        {key: sorted(value) if isinstance(value, set) else value for key, value in entry.items()}
-        for _, entry in sorted(found.items())
-    ]
+            entry["ranks"] |= {*shape[:1]}
+            scale = scales.get(site)
+            entry["scales"] |= {float(scale)} if isinstance(scale, (int, float)) else set()
+    for entry in found.values():
+        entry |= {key: sorted(entry[key]) for key in ("ranks", "scales")}
+        entry["shapes"] = [list(shape) for shape in sorted(entry["shapes"])]
+    return [found[part] for part in sorted(found)]
 
 
 def _dev_score(training: Mapping[str, Any]) -> tuple[str | None, float | None]:

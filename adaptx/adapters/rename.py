@@ -30,7 +30,10 @@ def rename_folder(folder: Path, name: str) -> Path:
     facts, manifest = layout.read_facts(folder)
     with storage.new_folder(target) as made:
         for path in folder.iterdir():
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, made / path.name)
+            if path.is_dir():
+                shutil.copytree(path, made / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, made / path.name, follow_symlinks=False)
         if (card := made / layout.CARD).is_file():
             lines = card.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
             titled = [f"# {name}" if line == f"# {facts.name}" else line for line in lines]

@@ -112,7 +112,7 @@ def show(
         "encoder": f"{found['encoder']} {found['fingerprint']}".strip(),
         "language": found["language"],
         "task": task.get("kind"),
-        "labels": ", ".join(map(str, task["labels"])) if "labels" in task else None,
+        "labels": _said(task.get("labels")),
         "prefix": repr(found["prefix"]) if found["prefix"] else None,
         "tokens read": found["max_length"],
         "weights": f"{found['weights']:,}",
@@ -127,8 +127,7 @@ def show(
         table = _table("sites", "count", "rank", "scale", "shape")
         for site in found["sites"]:
             numbers = (site["ranks"], site["scales"], site["shapes"])
-            cells = [", ".join(map(_said, value)) for value in numbers]
-            table.add_row(*map(_plain, [site["part"], site["count"], *cells]))
+            table.add_row(*map(_said, [site["part"], site["count"], *numbers]))
         _print(table)
     history = training.get("history")
     if isinstance(history, list) and history and all(isinstance(e, dict) for e in history):
@@ -211,7 +210,9 @@ def _plain(value: object) -> str:
 
 
 def _said(value: Any) -> str:
-    """A number, a text, or a small object of them."""
+    """A number, a text, or a list or small object of them."""
+    if isinstance(value, list):
+        return ", ".join(map(_said, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {_said(v)}" for key, v in value.items() if v is not None)
     return f"{value:.4g}" if isinstance(value, float) else _plain(value)

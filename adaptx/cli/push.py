@@ -39,9 +39,9 @@ def push(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Put an adapter into a repository of the Hub; a damaged one is refused."""
-    from adaptx import hub
+    from adaptx import hub, storage
+    from adaptx.adapters import folder as layout
     from adaptx.adapters import inspect
-    from adaptx.adapters.folder import FILES
 
     asked = hub.split(repository)
     if asked is None or asked[1] is not None:
@@ -53,14 +53,22 @@ def push(
         raise FolderError(f"{folder} is no adapter's folder.")
     if damage := inspect.damage(folder):
         raise FolderError(f"{folder} is damaged, so it isn't pushed: {' '.join(damage)}")
-    files = {p.name: p.stat().st_size for p in map(folder.joinpath, FILES) if p.is_file()}
-    encoder = inspect.about(folder)[0].encoder
+    facts, manifest = inspect.about(folder)
+    own = {storage.MANIFEST, layout.CONFIG, layout.WEIGHTS, layout.HEAD}
+    names = [storage.MANIFEST, *inspect.needed(facts, manifest), layout.CARD]
+    files = {p.name: p.stat().st_size for p in map(folder.joinpath, names) if p.is_file()}
+    encoder = facts.encoder
     found: dict[str, Any] = {"repository": repository, "revision": revision or "main"}
     found |= {"files": files, "encoder": encoder}
     if not dry_run:
-        text = message or f"{folder.resolve().name}, by adaptx"
         found["address"] = hub.upload(
-            folder, repository, FILES, private=private, revision=revision, message=text
+            folder,
+            repository,
+            [*files],
+            sorted(own - files.keys()),
+            private=private,
+            revision=revision,
+            message=message or f"{facts.name}, by adaptx",
         )
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
