@@ -9,12 +9,11 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.numpy import load_file, save
 
 from adaptx import Adapter, tasks
-from tests.adapters.peft_oracle import peft_model, plain_model
+from tests.adapters.peft_oracle import peft_model
 from tests.cli.test_cli import refused, run
 from tests.hub_server import running_hub
 
@@ -40,9 +39,9 @@ def hub():
         yield server
 
 
-def python(code, environment):
+def python(code, *arguments, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -52,10 +51,10 @@ def python(code, environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_pushed_adapter_comes_back_equal_and_works_offline(hub, small, folders, tmp_path):
+def test_push_writes_the_folder_into_a_new_repository(hub, folders, tmp_path):
     source = folders / "sw-topics"
-    pushing = hub.environment(tmp_path / "pusher")
-    done = run("push", source, "somebody/sw-topics", "--private", **pushing)
+    environment = hub.environment(tmp_path)
+    done = run("push", source, "somebody/sw-topics", "--private", **environment)
     repository = hub.repositories["somebody/sw-topics"]
     commit = repository.refs["main"]
     assert f"Pushed 5 files, 0.0 MB: {hub.url}/somebody/sw-topics/commit/{commit}" in done.stdout
@@ -65,21 +64,52 @@ def test_a_pushed_adapter_comes_back_equal_and_works_offline(hub, small, folders
     assert {".gitattributes", *files} == repository.files().keys()
     assert all(repository.files()[name] == content for name, content in files.items())
 
-    code = f"""
+
+OPEN_BOTH = """
+import json, sys
 import adaptx as ax
-encoder = ax.Encoder.from_pretrained({str(small.folder)!r})
-ours = ax.Adapter.load({str(source)!r}, encoder).state_dict()
-theirs = ax.Adapter.from_pretrained("somebody/sw-topics", encoder)
-named = ax.Adapter.from_pretrained("somebody/sw-topics", revision={commit!r})
-here = ax.Adapter.from_pretrained({str(source)!r})
-assert theirs.facts == named.facts == here.facts
-assert ours.keys() == theirs.state_dict().keys()
-print(int(all((ours[key] == value).all() for key, value in theirs.state_dict().items())))
+name, older, local = sys.argv[1:]
+encoder = ax.Encoder.from_pretrained("somebody/tiny-encoder", revision=older)
+newest = ax.Encoder.from_pretrained("somebody/tiny-encoder")
+here = ax.Adapter.load(local, encoder)
+there = ax.Adapter.from_pretrained(name, encoder)
+assert ax.Adapter.from_pretrained(name, revision="main").facts == there.facts == here.facts
+assert ax.Adapter.from_pretrained(local).facts == here.facts
+ours, theirs = here.state_dict(), there.state_dict()
+assert ours.keys() == theirs.keys()
+same = all(bool((ours[key] == theirs[key]).all()) for key in ours)
+texts = ["Timu imeshinda"]
+same = same and encoder.predict(texts, there) == encoder.predict(texts, here)
+print(json.dumps([same, encoder.fingerprint, newest.fingerprint]))
 """
+
+
+def test_what_was_pushed_comes_back_equal_with_its_encoder_also_offline(
+    hub, small, folders, tmp_path
+):
+    """The encoder in two commits with other weights: another encoder, by its fingerprint."""
+    source = shutil.copytree(small.folder, tmp_path / "tiny")
+    (source / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+    (source / "modeling_evil.py").write_text("raise SystemExit")
+    repository = hub.add("somebody/tiny-encoder", source)
+    older = repository.refs["main"]
+    weights = load_file(small.folder / "model.safetensors")
+    changed = save({key: tensor + 1e-3 for key, tensor in weights.items()}, {"format": "pt"})
+    repository.commit(repository.files() | {"model.safetensors": changed})
+
+    run("push", folders / "sw-topics", "somebody/sw", **hub.environment(tmp_path / "pusher"))
     fresh = hub.environment(tmp_path / "fresh")
-    assert python(code, fresh) == 1
     hub.asked.clear()
-    assert python(code, fresh | {"HF_HUB_OFFLINE": "1"}) == 1
+    arguments = ("somebody/sw", older, str(folders / "sw-topics"))
+    same, fingerprint, newest = python(OPEN_BOTH, *arguments, **fresh)
+    assert same
+    assert fingerprint == small.fingerprint != newest
+    got = {line.rpartition("/")[2] for line in hub.asked if "/resolve/" in line}
+    wanted = [*small.folder.iterdir(), *(folders / "sw-topics").iterdir()]
+    assert got == {path.name for path in wanted}
+    hub.asked.clear()
+    offline = fresh | {"HF_HUB_OFFLINE": "1"}
+    assert python(OPEN_BOTH, *arguments, **offline) == [True, fingerprint, newest]
     assert hub.asked == []
 
 
@@ -113,21 +143,6 @@ def test_a_branch_is_pushed_to_and_read_by_its_name(hub, folders, tmp_path):
         found = json.loads(run("adapters", "show", name, "--json", **environment).stdout)
         writers.append((found["written_by"], found["name"]))
     assert writers == [("adaptx", "sw-topics"), ("adaptx", "sw-topics"), ("PEFT", "one")]
-
-
-def test_predict_takes_adapters_of_the_hub_by_name(hub, small, folders, tmp_path):
-    hub.add("somebody/sw-topics", folders / "sw-topics")
-    hub.add("somebody/theirs", folders / "theirs")
-    done = run(
-        "predict", "Timu imeshinda", "Habari", "-a", "somebody/sw-topics@main", "-a",
-        "somebody/theirs", "--encoder", small.folder, "--json", **hub.environment(tmp_path),
-    )  # fmt: skip
-    first, second = (json.loads(line) for line in done.stdout.splitlines())
-    assert (first["adapter"], second["adapter"]) == ("sw-topics", "theirs")
-    adapter = Adapter.load(folders / "sw-topics", small)
-    (wanted,) = small.predict(["Timu imeshinda"], adapter)
-    assert first["scores"] == pytest.approx(wanted.scores, abs=1e-6)
-    assert len(second["vector"]) == 32
 
 
 def test_no_pickle_and_no_code_is_downloaded(hub, folders, tmp_path):
@@ -211,34 +226,3 @@ def test_a_bundled_encoder_is_said_to_need_adaptx(encoder, tmp_path):
     folder = Adapter.new(encoder, TASK, None, name="probe").save(tmp_path / "probe")
     done = run("push", folder, "somebody/one", "--dry-run")
     assert "bundled:multilingual-e5-small, comes with adaptx[bundled]" in done.stdout
-
-
-def test_an_encoder_of_the_hub_opens_by_name_and_revision_also_offline(hub, small, tmp_path):
-    """Its weights in two commits: each is another encoder, by its fingerprint."""
-    source = shutil.copytree(small.folder, tmp_path / "tiny")
-    (source / "pytorch_model.bin").write_bytes(pickle.dumps({}))
-    (source / "modeling_evil.py").write_text("raise SystemExit")
-    repository = hub.add("somebody/tiny-encoder", source)
-    first = repository.refs["main"]
-    model = plain_model(small.folder)
-    weights = {key: tensor + 1e-3 for key, tensor in model.state_dict().items()}
-    weights = {key: tensor for key, tensor in weights.items() if tensor.dtype == torch.float32}
-    save_file(weights, tmp_path / "changed.safetensors", metadata={"format": "pt"})
-    changed = (tmp_path / "changed.safetensors").read_bytes()
-    repository.commit(repository.files() | {"model.safetensors": changed})
-    code = f"""
-import json
-import adaptx as ax
-name = "somebody/tiny-encoder"
-opened = [ax.Encoder.from_pretrained(name), ax.Encoder.from_pretrained(name, revision={first!r})]
-opened[0].embed(["Habari za asubuhi"])
-print(json.dumps([encoder.fingerprint for encoder in opened]))
-"""
-    environment = hub.environment(tmp_path / "cache")
-    newest, older = python(code, environment)
-    assert older == small.fingerprint != newest
-    got = {line.rpartition("/")[2] for line in hub.asked if "/resolve/" in line}
-    assert got == {path.name for path in small.folder.iterdir()}
-    hub.asked.clear()
-    assert python(code, environment | {"HF_HUB_OFFLINE": "1"}) == [newest, older]
-    assert hub.asked == []

@@ -122,7 +122,7 @@ def show(
     typer.echo(_plain(found["name"]))
     for name, value in facts.items():
         if value:
-            typer.echo(f"  {name + ':':16}{_plain(value)}")
+            typer.echo(_plain(f"  {name + ':':16}{value}"))
     if found["sites"]:
         table = _table("sites", "count", "rank", "scale", "shape")
         for site in found["sites"]:
@@ -214,7 +214,7 @@ def _said(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_said, value))
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_said(v)}" for key, v in value.items() if v is not None)
+        return ", ".join(f"{_plain(key)} {_said(v)}" for key, v in value.items() if v is not None)
     return f"{value:.4g}" if isinstance(value, float) else _plain(value)
 
 
