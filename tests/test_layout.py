@@ -47,6 +47,8 @@ TORCH_FREE = [
     "adaptx.hub",
     "adaptx.adapters.folder",
     "adaptx.adapters.finding",
+    "adaptx.adapters.inspect",
+    "adaptx.adapters.rename",
 ]
 HEAVY = ["torch", "transformers", "peft", "accelerate", "onnxruntime"]
 

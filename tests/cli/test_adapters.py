@@ -84,7 +84,7 @@ def test_control_characters_of_a_folder_dont_reach_the_terminal(adapters, capsys
     assert adaptx("adapters", "show", adapters / "sw-topics") == 0
     said = capsys.readouterr().out
     assert not [c for c in said if not c.isprintable() and c != "\n"]
-    assert said.count("[red]") == 6
+    assert said.count("[red]") == 7
 
 
 def test_verify_exits_1_and_says_which_is_damaged_and_why(adapters, capsys):
