@@ -8,6 +8,7 @@
     ├── FolderError          an adapter, encoder or model folder is damaged or not what it says
     │   └── FingerprintError an adapter belongs to another encoder
     ├── EncoderNotFound      an encoder's name leads nowhere (or the network is away)
+    ├── HubError             a repository of the Hub can't be read or written
     ├── MissingExtra         a package of an optional extra isn't installed
     ├── TrainingDiverged     the loss became NaN or infinite
     └── ParityError          an exported model doesn't answer like the one it was made from
@@ -68,6 +69,10 @@ class FingerprintError(FolderError):
 
 class EncoderNotFound(AdaptxError):
     """An encoder's name leads to no folder, no bundled encoder, and no reachable Hub repository."""
+
+
+class HubError(AdaptxError):
+    """A repository of the Hub is unknown, closed to this user, or can't be reached."""
 
 
 class MissingExtra(AdaptxError, ImportError):

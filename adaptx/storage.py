@@ -27,6 +27,7 @@ import numpy as np
 from adaptx.errors import FolderError, OutputExists
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+_INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 MANIFEST = "adaptx.json"
 SCHEMA = 1
 
@@ -169,10 +170,11 @@ def check_file(folder: Path, name: str, manifest: dict[str, Any]) -> Path:
     return path
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, *, integers: bool = False) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file as fp32 (widening f16 and bf16 is exact).
 
-    Raises FolderError when the file is a pickle, damaged, of another dtype, or not finite.
+    With `integers`, arrays of whole numbers may be among them. Raises FolderError when the file is
+    a pickle, damaged, of another dtype, or not finite.
     """
     from safetensors import SafetensorError, deserialize
 
@@ -181,7 +183,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise FolderError(f"{path} can't be read ({error.strerror}): {_RESTORE}") from error
     try:
-        tensors = {name: _fp32(**view) for name, view in deserialize(data)}
+        tensors = {name: _array(**view, integers=integers) for name, view in deserialize(data)}
     except (SafetensorError, KeyError, ValueError) as error:
         if data[8:9] != b"{" and (data[:1] == b"\x80" or data[:2] == b"PK"):
             raise FolderError(
@@ -195,11 +197,13 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _fp32(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+def _array(dtype: str, shape: list[int], data: bytes, integers: bool) -> np.ndarray:
     if dtype == "BF16":  # the upper half of an fp32
         array = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     elif dtype in ("F16", "F32", "F64"):
         array = np.frombuffer(data, f"<f{int(dtype[1:]) // 8}").astype(np.float32)
+    elif integers and dtype in _INTEGERS:
+        array = np.frombuffer(data, _INTEGERS[dtype])
     else:
         raise ValueError(f"a tensor has the dtype {dtype}; F32, F16 or BF16 is expected")
     return array.reshape(shape)

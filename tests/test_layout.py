@@ -23,6 +23,7 @@ TOPICS = {
 LAYERS = {
     "errors": 0,
     "storage": 1,
+    "hub": 1,
     "data": 2,
     "tasks": 3,
     "encoder": 4,
@@ -43,7 +44,11 @@ TORCH_FREE = [
     "adaptx.data.encode",
     "adaptx.tasks",
     "adaptx.storage",
+    "adaptx.hub",
     "adaptx.adapters.folder",
+    "adaptx.adapters.finding",
+    "adaptx.adapters.inspect",
+    "adaptx.adapters.rename",
 ]
 HEAVY = ["torch", "transformers", "peft", "accelerate", "onnxruntime"]
 

@@ -36,11 +36,11 @@ def test_every_command_and_option_that_a_page_names_exists():
 
     from adaptx.cli.main import app
 
-    commands = get_command(app).commands
-    known = {
-        name: {option for parameter in command.params for option in parameter.opts}
-        for name, command in commands.items()
-    }
+    known = {}
+    for name, command in get_command(app).commands.items():
+        for nested, one in getattr(command, "commands", {"": command}).items():
+            options = {option for parameter in one.params for option in parameter.opts}
+            known[f"{name} {nested}".strip()] = options
     named = [
         line
         for page in PAGES
@@ -52,8 +52,9 @@ def test_every_command_and_option_that_a_page_names_exists():
     for line in named:
         words = line.split("adaptx ", 1)[1].split()
         used = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)}
-        assert words[0] in known, line
-        assert used <= known[words[0]], line
+        command = words[0] if words[0] in known else " ".join(words[:2])
+        assert command in known, line
+        assert used <= known[command], line
 
 
 def test_every_page_that_a_page_links_to_exists():

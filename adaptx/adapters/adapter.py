@@ -19,14 +19,9 @@ from adaptx import storage
 from adaptx.adapters import folder as layout
 from adaptx.adapters import own_model
 from adaptx.adapters.bank import Bank
+from adaptx.adapters.finding import find_folder
 from adaptx.adapters.head import Head
-from adaptx.adapters.lora import (
-    LoraSite,
-    check_config,
-    init_sites,
-    rank_and_scale,
-    unexpressed,
-)
+from adaptx.adapters.lora import LoraSite, check_config, init_sites, rank_and_scale, unexpressed
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder, mean_pool
 from adaptx.encoder.opening import load_model
@@ -93,7 +88,7 @@ class Adapter(nn.Module):
             nn.init.normal_(head.weight, std=0.02, generator=generator)
             nn.init.zeros_(head.bias)
         facts = layout.Facts(
-            name=check_name(name),
+            name=layout.check_name(name),
             method="probe",
             encoder=encoder.name,
             fingerprint=encoder.fingerprint,
@@ -334,12 +329,9 @@ class Adapter(nn.Module):
         if facts.task is not None:
             task = task_from_json(facts.task)
             path = storage.check_file(folder, layout.HEAD, manifest)
-            head = Head.of(storage.read_tensors(path), facts.head, path)
-            if head.out_features != task.outputs:
-                raise FolderError(
-                    f"{path} answers {head.out_features} labels, and the task has {task.outputs}."
-                )
-        if facts.way in ("own pass", "own model"):
+            tensors = layout.head_tensors(path, task.outputs, facts.head)
+            head = Head.of(tensors, facts.head, path)
+        if facts.way in ("own pass", "model"):
             if encoder is None:
                 raise FolderError(
                     f"The {facts.method} adapter in {folder} brings layers of its own for its "
@@ -365,6 +357,17 @@ class Adapter(nn.Module):
             adapter.check_shapes(encoder)
             adapter.to(encoder.device)
         return adapter.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, encoder: Encoder | None = None, revision: str | None = None
+    ) -> Adapter:
+        """Open an adapter by its folder, or by `user/name[@revision]` on the Hub.
+
+        Only JSON and safetensors are downloaded, once, into the Hub's cache. Raises HubError for
+        a repository that can't be read, and what `load` raises.
+        """
+        return cls.load(find_folder(name, revision), encoder)
 
     @classmethod
     def _read_peft(
@@ -402,13 +405,6 @@ class Adapter(nn.Module):
         adapter = cls.of(encoder, facts, Full(), head, task, model=model.eval())
         adapter._source = folder
         return adapter
-
-
-def check_name(name: str) -> str:
-    """An adapter's name is also a folder's name; raises OptionError for one that can't be."""
-    if not name or name in (".", "..") or any(c in "/\\\0" or ord(c) < 32 for c in name):
-        raise OptionError(f"{name!r} can't be an adapter's name: it must be fit for a folder's.")
-    return name
 
 
 def resolved(config: LoraConfig, sites: list[str], encoder: str) -> LoraConfig:

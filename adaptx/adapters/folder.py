@@ -25,15 +25,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from adaptx import storage
-from adaptx.errors import FolderError, choices
+from adaptx.errors import FolderError, OptionError, choices
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 CARD = "README.md"
+FILES = ("*.json", "*.safetensors", CARD)  # of a Hub repository; no pickle and no code
 PREFIX = "base_model.model."
 T = TypeVar("T", bound=Any)  # an array or a tensor
-MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Facts:
     @property
     def way(self) -> str:
         """How it answers: "head" (the plain encoder's states), "bank" (a batch may mix it with
-        others), "own pass" (PEFT's layers, a batch of its own) or "own model" (every weight).
+        others), "own pass" (PEFT's layers, a batch of its own) or "model" (every weight).
         """
         if self.method in ("probe", "full"):
-            return {"probe": "head", "full": "own model"}[self.method]
+            return {"probe": "head", "full": "model"}[self.method]
         return "bank" if self.scales else "own pass"
 
 
@@ -101,11 +101,33 @@ def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
             raise FolderError(
                 f"{folder / storage.MANIFEST}: {name} can't be {getattr(facts, name)!r}."
             )
-    if any(c in facts.name for c in "/\\\0") or not facts.name or not facts.method.isidentifier():
+    if not facts.method.isidentifier():
         raise FolderError(
-            f"{folder / storage.MANIFEST}: name {facts.name!r} or method {facts.method!r} can't be."
+            f"{folder / storage.MANIFEST}: method {facts.method!r} can't be a method's name."
         )
+    try:
+        check_name(facts.name)
+    except OptionError as error:
+        raise FolderError(f"{folder / storage.MANIFEST}: {error}") from None
     return facts, manifest
+
+
+def check_name(name: str) -> str:
+    """An adapter's name is also a folder's name; raises OptionError for one that can't be."""
+    if not name or name in (".", "..") or any(c in "/\\\0" or ord(c) < 32 for c in name):
+        raise OptionError(f"{name!r} can't be an adapter's name: it must be fit for a folder's.")
+    return name
+
+
+def folder_name(folder: Path) -> str:
+    """The name of an adapter whose folder says none: the folder's, or its Hub repository's.
+
+    What comes from the Hub lies in its cache, in models--user--name/snapshots/<commit>.
+    """
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.rpartition("--")[2]
+    return check_name(folder.name)
 
 
 def site_tensors(path: Path, sites: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -133,6 +155,24 @@ def fit_sites(path: Path, tensors: Mapping[str, T], sites: list[str]) -> dict[st
             )
         found[site] = (a, b)
     return found
+
+
+def head_tensors(path: Path, outputs: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A head file's tensors by name (see adaptx.adapters.head), their names and shapes checked."""
+    tensors = storage.read_tensors(path)
+    shapes = {name: list(array.shape) for name, array in tensors.items()}
+    width = shapes.get("weight", [0])[-1]
+    wanted = {"weight": [outputs, width], "bias": [outputs]}
+    if options.get("activation"):
+        wanted |= {"dense.weight": [width, width], "dense.bias": [width]}
+    if options.get("norm_eps"):
+        wanted |= {"norm.weight": [width], "norm.bias": [width]}
+    if shapes != wanted:
+        raise FolderError(
+            f"{path} has {shapes}; a head of {outputs} labels that adaptx.json describes has "
+            f"{wanted}."
+        )
+    return tensors
 
 
 def refuse_pickle(folder: Path) -> None:

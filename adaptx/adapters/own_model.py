@@ -85,7 +85,7 @@ def peft_model(encoder: Encoder, config: PeftConfig) -> nn.Module:
     config.base_model_name_or_path, config.inference_mode = encoder.name, False
     if saved := sorted(set(getattr(config, "modules_to_save", None) or ()) - HEADS):
         raise OptionError(
-            f"modules_to_save={saved} would train parts of the frozen encoder, which adapters share."
+            f"modules_to_save={saved} would train parts of the encoder, which adapters share."
             f" The head is saved without being asked for; to train everything, use Full()."
         )
     config.task_type = None  # the head is adaptx's

@@ -20,7 +20,7 @@ from torch import Tensor
 from adaptx import storage
 from adaptx.adapters import folder as layout
 from adaptx.adapters import own_model
-from adaptx.adapters.adapter import Adapter, check_name, read_config
+from adaptx.adapters.adapter import Adapter, read_config
 from adaptx.adapters.head import Head
 from adaptx.adapters.lora import LoraSite, check_config, rank_and_scale, targets, unexpressed
 from adaptx.encoder.encoder import Encoder
@@ -79,7 +79,7 @@ def from_peft(folder: Path, encoder: Encoder, labels: Sequence[str] | None = Non
     head = _head(parts, where, config, encoder) if classified else None
     task = _task(head, encoder, labels, folder)
     facts = layout.Facts(
-        name=check_name(folder.resolve().name),
+        name=layout.folder_name(folder),
         method=own_model.method_name(config),
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,

