@@ -42,8 +42,8 @@ def confusion_plot(report: Report, path: Path, adapter: str, language: str) -> N
         axes.set_xlabel("answered")
         axes.set_ylabel("true label (rows)")
         figure.suptitle(
-            f"{adapter} on {language}\n{report.rows} rows, accuracy {report.scores['accuracy']:.3f}, "
-            f"macro F1 {report.scores['macro_f1']:.3f}"
+            f"{adapter} on {language}\n{report.rows} rows, "
+            f"accuracy {report.scores['accuracy']:.3f}, macro F1 {report.scores['macro_f1']:.3f}"
         )
         between = np.arange(0.5, len(labels) - 1)
         axes.set_xticks(between, minor=True)
@@ -55,7 +55,7 @@ def confusion_plot(report: Report, path: Path, adapter: str, language: str) -> N
             colour = "white" if share[i, j] > 0.5 else _DARK
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour)
         bar = figure.colorbar(image, ax=axes, shrink=min(0.6, 4 / side), label="share of its row")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
 
 
 def scores_plot(compared: SideBySide, path: Path) -> None:
