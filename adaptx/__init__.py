@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from adaptx import tasks
     from adaptx.adapters.adapter import Adapter
     from adaptx.encoder.encoder import Encoder
+    from adaptx.evaluation.evaluate import evaluate
     from adaptx.onnx.merged import export_merged
     from adaptx.training.train import train
 
 __version__ = "0.1.0"
-__all__ = ["Adapter", "Encoder", "export_merged", "tasks", "train"]
+__all__ = ["Adapter", "Encoder", "evaluate", "export_merged", "tasks", "train"]
 
 _HOMES = {
     "Adapter": "adaptx.adapters.adapter",
     "Encoder": "adaptx.encoder.encoder",
+    "evaluate": "adaptx.evaluation.evaluate",
     "export_merged": "adaptx.onnx.merged",
     "train": "adaptx.training.train",
 }

@@ -44,6 +44,9 @@ TORCH_FREE = [
     "adaptx.tasks",
     "adaptx.storage",
     "adaptx.adapters.folder",
+    "adaptx.evaluation.evaluate",
+    "adaptx.evaluation.tables",
+    "adaptx.evaluation.write",
 ]
 HEAVY = ["torch", "transformers", "peft", "accelerate", "onnxruntime"]
 
