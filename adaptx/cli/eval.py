@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adaptx.errors import OptionError, choices
+from adaptx.errors import FolderError, OptionError, choices
 
 if TYPE_CHECKING:
     from adaptx.adapters.folder import Facts
@@ -153,6 +153,8 @@ def _checked(adapters: list[Path], rows: dict[str, list[Example]]) -> dict[str, 
 
     found = []
     for folder in adapters:
+        if not folder.is_dir():
+            raise FolderError(f"There is no adapter folder {folder}.")
         if not (folder / storage.MANIFEST).is_file() and (folder / layout.CONFIG).is_file():
             raise no_head(str(folder))  # PEFT's own
         found.append(layout.read_facts(folder)[0])
