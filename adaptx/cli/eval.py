@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from adaptx.adapters.folder import Facts
     from adaptx.data.read import Example
     from adaptx.evaluation.report import Report
-    from adaptx.evaluation.side_by_side import SideBySide
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -40,13 +39,13 @@ def evaluate(
         ),
     ],
     text_column: Annotated[
-        str | None, typer.Option("--text-column", help="[default: text, sentence, tweet …]")
+        str | None, typer.Option("--text-column", show_default="text, sentence, tweet …")
     ] = None,
     label_column: Annotated[
-        str | None, typer.Option("--label-column", help="[default: label, category, topic …]")
+        str | None, typer.Option("--label-column", show_default="label, category, topic …")
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", "-e", help="[default: the one an adapter names]")
+        str | None, typer.Option("--encoder", "-e", show_default="the one an adapter names")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
     output: Annotated[
@@ -86,11 +85,12 @@ def evaluate(
     from adaptx.cli.opening import open_each
     from adaptx.evaluation.evaluate import evaluate
     from adaptx.evaluation.side_by_side import SideBySide
+    from adaptx.evaluation.write import write_card, write_evaluation
 
     labels = next(iter(facts.values())).task["labels"]  # type: ignore[index]
     reports: dict[str, dict[str, Report]] = {}
-    opened = zip(facts, open_each(adapters, encoder), strict=True)
-    for name, (its_encoder, adapter) in opened:
+    opened = open_each(adapters, encoder)
+    for name, (its_encoder, adapter) in zip(facts, opened, strict=True):
         reports[name] = {}
         for language, examples in rows.items():
             typer.echo(f"Evaluating {name} on {language}, {len(examples)} rows …", err=True)
@@ -110,7 +110,16 @@ def evaluate(
             for name, folder in zip(facts, adapters, strict=True)
         },
     }
-    _write(compared, result, output, overwrite, card)
+    _show(scores, result, as_json)  # first: a full disk then loses no scores
+    if output:
+        write_evaluation(output, compared, result, overwrite=overwrite)
+        typer.echo(f"Wrote {output}.", err=True)
+    for name, folder in zip(facts, adapters, strict=True) if card else ():
+        write_card(folder, scores[name]["languages"], result["data"])
+        typer.echo(f"Wrote the model card in {folder}.", err=True)
+
+
+def _show(scores: dict[str, Any], result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
@@ -171,16 +180,3 @@ def _checked(adapters: list[Path], rows: dict[str, list[Example]]) -> dict[str, 
     for examples in rows.values():
         tasks[names[0]].targets(examples)
     return facts
-
-
-def _write(
-    compared: SideBySide, result: dict[str, Any], output: Path | None, overwrite: bool, card: bool
-) -> None:
-    from adaptx.evaluation.write import write_card, write_evaluation
-
-    if output:
-        write_evaluation(output, compared, result, overwrite=overwrite)
-        typer.echo(f"Wrote {output}.", err=True)
-    for found in result["adapters"].values() if card else ():
-        write_card(Path(found["folder"]), found["languages"], result["data"])
-        typer.echo(f"Wrote the model card in {found['folder']}.", err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,23 +30,23 @@ def encoder_name(folder: Path) -> str:
     return name
 
 
-def open_each(folders: Sequence[Path], encoder: str | None) -> Iterator[tuple[Encoder, Adapter]]:
+def open_each(folders: Sequence[Path], encoder: str | None) -> list[tuple[Encoder, Adapter]]:
     """Each folder's adapter with its encoder; adapters of one encoder share it."""
     names = [encoder or encoder_name(folder) for folder in folders]
 
     from adaptx.adapters.adapter import Adapter
     from adaptx.encoder.encoder import Encoder
 
-    encoders: dict[str, Encoder] = {}
-    for folder, name in zip(folders, names, strict=True):
-        if name not in encoders:
-            encoders[name] = Encoder.from_pretrained(name)
-        yield encoders[name], Adapter.load(folder, encoders[name])
+    encoders = {name: Encoder.from_pretrained(name) for name in dict.fromkeys(names)}
+    return [
+        (encoders[name], Adapter.load(folder, encoders[name]))
+        for folder, name in zip(folders, names, strict=True)
+    ]
 
 
 def open_adapter(folder: Path, encoder: str | None) -> tuple[Encoder, Adapter]:
     """The encoder, and the adapter of one folder."""
-    return next(open_each([folder], encoder))
+    return open_each([folder], encoder)[0]
 
 
 def open_adapters(

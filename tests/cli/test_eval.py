@@ -108,6 +108,12 @@ def test_adapters_of_different_encoders_and_of_one_name_stand_side_by_side(
     assert len({entry["encoder"] for entry in found.values()}) == 2
 
 
+def test_its_help_teaches():
+    said = run("eval", "--help").stdout
+    for part in ("adaptx eval adapters/sw-topics --data", "sentence, tweet", "adapter names"):
+        assert part in said
+
+
 def test_a_dry_run_checks_and_writes_nothing(probes, tmp_path):
     done = run("eval", probes / "mean", "-d", DATA / "swh", "-o", tmp_path / "out", "--dry-run")
     assert done.stdout == "Would evaluate mean on swh (56 rows).\n"
