@@ -106,6 +106,10 @@ def test_adapters_of_different_encoders_and_of_one_name_stand_side_by_side(
     found = json.loads(done.stdout)["adapters"]
     assert list(found) == [str(probes / "mean"), str(tmp_path / "other")]
     assert len({entry["encoder"] for entry in found.values()}) == 2
+    same = ["--encoder", small_folders["bert"]]
+    done = run("eval", probes / "mean", tmp_path / "other", "-d", DATA / "swh", *same, code=2)
+    assert done.stderr.count("sha256:") == 2
+    assert "Evaluating" not in done.stderr
 
 
 def test_its_help_teaches():
