@@ -3,7 +3,8 @@
     AdaptxError
     ├── OptionError          an option or argument has a value that can't be used
     │   ├── SiteError        a target module matches no site of the encoder
-    │   └── OutputExists     the output folder exists and may not be replaced
+    │   ├── OutputExists     the output folder exists and may not be replaced
+    │   └── LabelSetsDiffer  adapters to be compared don't answer the same labels
     ├── DataError            a data file is missing, unreadable, or has a bad row
     ├── FolderError          an adapter, encoder or model folder is damaged or not what it says
     │   └── FingerprintError an adapter belongs to another encoder
@@ -38,6 +39,10 @@ class SiteError(OptionError):
 
 class OutputExists(OptionError):
     """The output folder exists and may not be replaced."""
+
+
+class LabelSetsDiffer(OptionError):
+    """Adapters to be compared don't answer the same labels."""
 
 
 class DataError(AdaptxError, ValueError):

@@ -30,7 +30,6 @@ from adaptx import storage
 from adaptx.cli.run import run
 from adaptx.data.read import Example, find_split, read_examples
 from adaptx.errors import MissingExtra, TrainingDiverged
-from adaptx.evaluation.metrics import classification_scores
 from adaptx.tasks import Prediction
 
 SAMPLE = Path(__file__).parent / "data" / "swh"
@@ -83,8 +82,8 @@ def main() -> None:
         "LoRA, torch": encoder.predict(shown, adapter),
     }
     dev_scores = {
-        "probe": scores(encoder, probe, dev),
-        "LoRA, torch": scores(encoder, adapter, dev),
+        "probe": ax.evaluate(encoder, probe, dev).scores,
+        "LoRA, torch": ax.evaluate(encoder, adapter, dev).scores,
     }
     try:
         for column, part, quantize in (("ONNX", "onnx", None), ("ONNX int8", "onnx-int8", "int8")):
@@ -119,13 +118,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--encoder", default="bundled:multilingual-e5-small")
     return parser.parse_args()
-
-
-def scores(encoder: ax.Encoder, adapter: ax.Adapter, rows: list[Example]) -> dict[str, float]:
-    answers = encoder.predict([row.text for row in rows], adapter)
-    targets = adapter.task.targets(rows)
-    predicted = [Example("", answer.label) for answer in answers]
-    return classification_scores(targets, adapter.task.targets(predicted))
 
 
 def answer_with_onnxruntime(
@@ -183,7 +175,7 @@ def show_languages(
         if folder.name not in tests:
             tests[folder.name] = read_examples(find_split(folder, "test"))
     for name, rows in tests.items():
-        found = [scores(encoder, one, rows)["accuracy"] for one in (probe, adapter)]
+        found = [ax.evaluate(encoder, one, rows).scores["accuracy"] for one in (probe, adapter)]
         CONSOLE.print(
             f"Test accuracy, {name} ({len(rows)} rows): probe {found[0]:.3f}, LoRA {found[1]:.3f}"
         )

@@ -49,6 +49,9 @@ TORCH_FREE = [
     "adaptx.adapters.finding",
     "adaptx.adapters.inspect",
     "adaptx.adapters.rename",
+    "adaptx.evaluation.evaluate",
+    "adaptx.evaluation.tables",
+    "adaptx.evaluation.write",
 ]
 HEAVY = ["torch", "transformers", "peft", "accelerate", "onnxruntime"]
 

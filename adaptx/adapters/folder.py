@@ -15,16 +15,16 @@ the first two.
 
 from __future__ import annotations
 
-import json
-import re
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from adaptx import storage
+from adaptx.adapters.card import model_card
 from adaptx.errors import FolderError, OptionError, choices
 
 CONFIG = "adapter_config.json"
@@ -42,7 +42,8 @@ class Facts:
 
     `scales` has the factor of each site's update, so that a reader needs no PEFT to apply it; it is
     empty for what a bank can't hold. `head` is `Head.options`. `training` is for people: settings,
-    data and scores.
+    data and scores. `evaluation` has the test scores of each data set, and of all of them under
+    "all" when there are several.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Facts:
     head: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def way(self) -> str:
@@ -79,13 +81,27 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "head": (dict,),
     "scales": (dict,),
     "training": (dict,),
+    "evaluation": (dict,),
 }
 
 
 def write_facts(folder: Path, facts: Facts) -> None:
     """Write the model card and, last, the manifest with everything's sha256."""
-    (folder / CARD).write_text(_card(facts), encoding="utf-8")
+    (folder / CARD).write_text(model_card(facts), encoding="utf-8")
     storage.write_manifest(folder, "adapter", asdict(facts))
+
+
+def record_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
+    """Write scores into an adapter's folder, with a fresh model card; whole or not at all.
+
+    Raises FolderError when a file other than the card isn't what its sha256 says.
+    """
+    facts, manifest = read_facts(folder)
+    with storage.new_folder(folder, overwrite=True) as made:
+        shutil.copytree(folder, made, dirs_exist_ok=True)
+        for name in manifest["files"].keys() - {CARD}:
+            storage.check_file(made, name, manifest)
+        write_facts(made, replace(facts, evaluation=evaluation))
 
 
 def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
@@ -187,41 +203,3 @@ def refuse_pickle(folder: Path) -> None:
             f"save_pretrained(…, safe_serialization=True), which writes {WEIGHTS}."
         )
     raise FolderError(f"{folder} has no {WEIGHTS}: is this an adapter's folder?")
-
-
-def _card(facts: Facts) -> str:
-    task = facts.task or {}
-    head = {
-        "library_name": "peft" if facts.method == "lora" else "adaptx",
-        "base_model": facts.encoder if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.encoder) else None,
-        "language": facts.language and json.dumps(facts.language),  # `no` is false in YAML
-        "tags": f"[adaptx, {facts.method}]",
-    }
-    lines = ["---", *(f"{key}: {value}" for key, value in head.items() if value), "---", ""]
-    lines += [f"# {facts.name}", ""]
-    lines += [f"A {facts.method} adapter for the frozen encoder `{facts.encoder}`.", ""]
-    if task:
-        lines += [f"- Task: {task['kind']}: {', '.join(task['labels'])}"]
-    if facts.language:
-        lines += [f"- Language: {facts.language}"]
-    if best := facts.training.get("best"):
-        lines += [
-            f"- Dev: accuracy {best['accuracy']:.3f}, macro F1 {best['macro_f1']:.3f}, "
-            f"weighted F1 {best['weighted_f1']:.3f} (epoch {best['epoch']})"
-        ]
-    if settings := facts.training.get("settings"):
-        said = ", ".join(f"{k} {v}" for k, v in settings.items() if v is not None)
-        lines += [f"- Training: {said}"]
-    lines += [
-        f"- Encoder fingerprint: `{facts.fingerprint}`",
-        "",
-        "```python",
-        "import adaptx as ax",
-        "",
-        f'encoder = ax.Encoder.from_pretrained("{facts.encoder}")',
-        'adapter = ax.Adapter.load("path/to/this/folder")',
-        'encoder.predict(["…"], adapters=[adapter])',
-        "```",
-        "",
-    ]
-    return "\n".join(lines)

@@ -26,16 +26,27 @@ def encoder_name(folder: Path) -> str:
     return name
 
 
-def open_adapter(name: str | Path, encoder: str | None) -> tuple[Encoder, Adapter]:
-    """The encoder, and the adapter of one folder or `user/name[@revision]` on the Hub."""
-    folder = find_folder(name)
-    called = encoder or encoder_name(folder)
+def open_each(names: Sequence[str | Path], encoder: str | None) -> list[tuple[Encoder, Adapter]]:
+    """Each adapter, of a folder or `user/name[@revision]` on the Hub, with its encoder.
+
+    Adapters of one encoder share it.
+    """
+    folders = [find_folder(name) for name in names]
+    called = [encoder or encoder_name(folder) for folder in folders]
 
     from adaptx.adapters.adapter import Adapter
     from adaptx.encoder.encoder import Encoder
 
-    opened = Encoder.from_pretrained(called)
-    return opened, Adapter.load(folder, opened)
+    encoders = {name: Encoder.from_pretrained(name) for name in dict.fromkeys(called)}
+    return [
+        (encoders[name], Adapter.load(folder, encoders[name]))
+        for folder, name in zip(folders, called, strict=True)
+    ]
+
+
+def open_adapter(name: str | Path, encoder: str | None) -> tuple[Encoder, Adapter]:
+    """The encoder, and the adapter of one folder or `user/name[@revision]` on the Hub."""
+    return open_each([name], encoder)[0]
 
 
 def open_adapters(

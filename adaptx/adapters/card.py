@@ -1,0 +1,242 @@
+"""The model card, README.md of an adapter's folder: written for someone who has never seen it.
+
+Its front matter is the Hub's (huggingface_hub writes it), with the scores as a `model-index`. The
+card says only what the facts say; `adaptx eval --card` gives it the scores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from adaptx.errors import FolderError, choices
+
+if TYPE_CHECKING:
+    from adaptx.adapters.folder import Facts
+
+_WHAT = {
+    "lora": "The encoder stays as it is; LoRA adds low-rank updates to {sites} of its layers",
+    "probe": "The encoder stays as it is, and nothing is added inside it",
+    "full": "All of the encoder's weights were trained",
+}
+_OTHER = "The encoder stays as it is; PEFT's `{method}` weights are added to it"
+_SCORES = ("accuracy", "macro_f1", "weighted_f1")
+_FEW = 500  # rows of a test set below which the card warns
+_UNEVEN = 3  # so many times the rows of the rarest label, for the commonest, is an imbalance
+
+
+def model_card(facts: Facts) -> str:
+    """The card as Markdown; raises FolderError when the recorded scores aren't as adaptx writes."""
+    labels = (facts.task or {}).get("labels", [])
+    try:
+        scores = _scores(facts.evaluation)
+        sections = [
+            _front_matter(facts),
+            f"# {_text(facts.name)}\n\n{_summary(facts, labels)}",
+            f"## Scores\n\n{scores or _unevaluated(facts)}" if labels else "",
+            f"## How it was trained\n\n{_training(facts)}" if facts.training else "",
+            f"## How to use it\n\n{_usage(facts)}",
+            f"## Limits\n\n{_bullets(_limits(facts))}" if labels else "",
+            f"## Which encoder\n\n`{facts.encoder}`, with just the weights and vocabulary of this "
+            f"fingerprint; adaptx refuses any other:\n\n`{facts.fingerprint}`",
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FolderError(
+            f"The training or evaluation recorded for {facts.name!r} isn't as adaptx writes it "
+            f"({type(error).__name__}: {error}): train it again, or restore its folder."
+        ) from error
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(facts: Facts) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    # The Hub knows languages by their ISO 639 code: swh of swh_Latn.
+    language = re.match(r"[a-z]{2,3}(?![^_-])", facts.language or "")
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=name,
+            dataset_name=f"{name}: {entry['file']}",
+            metric_type="f1" if "f1" in metric else metric,
+            metric_name=metric.replace("_f1", " F1"),
+            metric_value=round(entry[metric], 4),
+        )
+        for name, entry in facts.evaluation.items()
+        if "file" in entry
+        for metric in _SCORES
+    ]
+    data = ModelCardData(
+        language=language.group() if language else None,
+        library_name="adaptx" if facts.method in ("probe", "full") else "peft",
+        base_model=facts.encoder if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.encoder) else None,
+        pipeline_tag="text-classification" if facts.task else None,
+        tags=["adaptx", facts.method],
+        metrics=["accuracy", "f1"] if facts.task else None,
+        model_name=facts.name,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _summary(facts: Facts, labels: list[str]) -> str:
+    what = _WHAT.get(facts.method, _OTHER).format(sites=len(facts.scales), method=facts.method)
+    if not labels:
+        return f"An adapter for the text encoder `{facts.encoder}`. {what}. It has no head."
+    read = [
+        "one text" + (f"; it was trained on texts in `{facts.language}`" if facts.language else "")
+    ]
+    if facts.max_length:
+        read += [f"{facts.max_length} tokens at most, the rest is cut off"]
+    return (
+        f"It reads a text and answers with one of {len(labels)} labels. It is an adapter: trained "
+        f"weights that work together with the text encoder `{facts.encoder}`, and adaptx, which "
+        f"made it, runs the two. {what}; a linear classifier stands on top.\n\n"
+        + _bullets(
+            [
+                f"**Reads** {'; '.join(read)}.",
+                f"**Answers** one of: {choices(map(_text, labels))}; with a score for each.",
+            ]
+        )
+    )
+
+
+def _scores(evaluation: dict[str, Any]) -> str:
+    if not evaluation:
+        return ""
+    by_language = _table(
+        ("data", "rows", "accuracy", "95% interval", "macro F1", "weighted F1", "commonest label"),
+        (
+            (
+                f"{name} ({entry['file']})" if "file" in entry else "all of them",
+                entry["rows"],
+                f"{entry['accuracy']:.3f}",
+                "{:.3f} to {:.3f}".format(*entry["accuracy_interval"]),
+                f"{entry['macro_f1']:.3f}",
+                f"{entry['weighted_f1']:.3f}",
+                f"{entry['commonest']:.3f}",
+            )
+            for name, entry in evaluation.items()
+        ),
+    )
+    by_label = _table(
+        ("label", "rows", "precision", "recall", "F1"),
+        (
+            (label, entry["rows"], *(f"{entry[key]:.3f}" for key in ("precision", "recall", "f1")))
+            for label, entry in _whole(evaluation)["labels"].items()
+        ),
+    )
+    return (
+        f"{by_language}\n\nThe interval says how far the accuracy might move on other test rows of "
+        f"the same kind (Wilson's score). The last column is the accuracy of always answering "
+        f"the commonest label. `adaptx.json` has the test files' checksums.\n\nBy label, over all "
+        f"test rows:\n\n{by_label}"
+    )
+
+
+def _unevaluated(facts: Facts) -> str:
+    said = "It hasn't been evaluated on test data; `adaptx eval` with `--card` writes scores here."
+    if best := facts.training.get("best"):
+        said += (
+            f" On the development data it reached accuracy {best['accuracy']:.3f}, macro F1 "
+            f"{best['macro_f1']:.3f}, weighted F1 {best['weighted_f1']:.3f}; these rows also chose "
+            f"what was kept, so expect less of new texts."
+        )
+    return said
+
+
+def _training(facts: Facts) -> str:
+    training = facts.training
+    said = []
+    if "train_rows" in training:
+        dev = f", {training['dev_rows']} development rows" if training.get("dev_rows") else ""
+        said += [f"Data: {training['train_rows']} training rows{dev}"]
+    if best := training.get("best"):
+        said += [
+            f"Kept: epoch {best['epoch']}, the best on the development rows (accuracy "
+            f"{best['accuracy']:.3f}, macro F1 {best['macro_f1']:.3f})"
+        ]
+    if settings := training.get("settings"):
+        named = (f"{name} {value}" for name, value in settings.items() if value is not None)
+        said += [f"Settings: {', '.join(named)}"]
+    if "precision" in training:
+        numbers = {"no": "fp32"}.get(training["precision"], training["precision"])
+        said += [f"Precision: {numbers}; processes: {training.get('processes', 1)}"]
+    if "seconds" in training:
+        said += [f"Time: {training['seconds']:.0f} seconds"]
+    return _bullets(said)
+
+
+def _usage(facts: Facts) -> str:
+    bundled = facts.encoder.startswith("bundled:")
+    extras = "train,bundled" if bundled else "train"
+    prefix = (
+        f" adaptx puts `{facts.prefix}` before every text by itself."
+        if facts.prefix.strip()
+        else ""
+    )
+    return f"""\
+With this folder downloaded, and adaptx installed (`pip install 'adaptx[{extras}]'`):
+
+```
+adaptx predict "…" --adapter path/to/this/folder
+```
+
+```python
+import adaptx as ax
+
+encoder = ax.Encoder.from_pretrained({facts.encoder!r})
+adapter = ax.Adapter.load("path/to/this/folder", encoder)
+encoder.predict(["…"], adapter)
+```
+
+One encoder serves many adapters: each text of a batch may take its own.{prefix}"""
+
+
+def _limits(facts: Facts) -> list[str]:
+    evaluation = facts.evaluation
+    tested = {name: entry["rows"] for name, entry in evaluation.items() if "file" in entry}
+    said = []
+    if tested:
+        said += [f"Nothing is known of it on other data than {choices(tested)}."]
+    else:
+        said += ["How well it does on new texts isn't known: it hasn't been evaluated."]
+    if few := [f"{name} ({rows} rows)" for name, rows in tested.items() if rows < _FEW]:
+        said += [f"Small test sets: {choices(few)}. Small differences there mean nothing."]
+    if evaluation:
+        sizes = {label: entry["rows"] for label, entry in _whole(evaluation)["labels"].items()}
+        rare, common = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+        if absent := [_text(label) for label, rows in sizes.items() if not rows]:
+            said += [f"Never seen in the test data: {choices(absent)}."]
+        elif sizes[common] >= _UNEVEN * sizes[rare]:
+            said += [
+                f"The labels are uneven: {_text(common)} has {sizes[common]} test rows, "
+                f"{_text(rare)} {sizes[rare]}. Read macro F1 and the labels' own scores beside "
+                f"the accuracy."
+            ]
+    said += [
+        "It always answers one of its labels, also for a text that none of them fits. The scores "
+        "sum to 1 over the labels and haven't been calibrated: 0.9 needn't be right 9 times of 10."
+    ]
+    return said
+
+
+def _whole(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The entry of all rows: the last one, pooled where there are several data sets."""
+    return list(evaluation.values())[-1]
+
+
+def _text(value: object) -> str:
+    """A name as Markdown text on one line, in a table too."""
+    return " ".join(str(value).split()).replace("|", r"\|").replace("<", "&lt;")
+
+
+def _bullets(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(_text, line))} |" for line in lines)

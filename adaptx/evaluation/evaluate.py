@@ -1,0 +1,66 @@
+"""From an adapter and labelled rows to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adaptx.data.read import Example
+from adaptx.errors import LabelSetsDiffer, OptionError, choices
+from adaptx.evaluation.report import Report
+
+if TYPE_CHECKING:
+    from adaptx.adapters.adapter import Adapter
+    from adaptx.encoder.encoder import Encoder
+
+
+def evaluate(
+    encoder: Encoder,
+    adapter: Adapter,
+    examples: Sequence[Example],
+    *,
+    labels: Sequence[str] | None = None,
+    batch_size: int = 32,
+) -> Report:
+    """Answer labelled rows with an adapter; returns the answers beside the labels.
+
+    `labels` sets the order that the report counts in; without it the adapter's own. Adapters with
+    the same labels in another order can so be compared. Raises OptionError for an adapter without
+    a head, DataError for a label that it can't answer, LabelSetsDiffer for `labels` that aren't its
+    own.
+    """
+    task = adapter.task
+    if task is None:
+        raise no_head(adapter.name)
+    names = tuple(labels or task.labels)
+    check_labels({"the labels asked for": names, adapter.name: task.labels})
+    targets = task.targets(examples)
+    answers = encoder.predict([row.text for row in examples], adapter, batch_size=batch_size)
+    place = {label: i for i, label in enumerate(names)}
+    order = np.array([place[label] for label in task.labels])
+    predicted = np.array([place[answer.label] for answer in answers], dtype=np.int64)
+    return Report(names, order[targets], predicted)
+
+
+def no_head(name: str) -> OptionError:
+    """The error for an adapter that answers with vectors."""
+    return OptionError(
+        f"Adapter {name!r} has no head: it answers with vectors, not labels, so there is nothing "
+        f"to score. Evaluate an adapter that was trained for labels."
+    )
+
+
+def check_labels(labels: Mapping[str, Sequence[str]]) -> None:
+    """Raise LabelSetsDiffer unless all have the same labels, in whatever order."""
+    (first, wanted), *others = labels.items()
+    for name, found in others:
+        if set(found) != set(wanted):
+            only = [sorted(set(one) - set(two)) for one, two in ((wanted, found), (found, wanted))]
+            raise LabelSetsDiffer(
+                f"{first!r} and {name!r} have different labels, so their scores don't compare: "
+                f"only {first!r} has {choices(only[0]) or 'none'}; only {name!r} has "
+                f"{choices(only[1]) or 'none'}. Evaluate them one by one, or train one of them "
+                f"again with the labels of the other."
+            )
