@@ -40,12 +40,14 @@ TORCH_FREE = [
     "adaptx",
     "adaptx.cli.main",
     "adaptx.data.read",
+    "adaptx.data.large",
+    "adaptx.data.check",
     "adaptx.data.encode",
     "adaptx.tasks",
     "adaptx.storage",
     "adaptx.adapters.folder",
 ]
-HEAVY = ["torch", "transformers", "peft", "accelerate", "onnxruntime"]
+HEAVY = ["torch", "transformers", "peft", "accelerate", "onnxruntime", "datasets", "pyarrow"]
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
