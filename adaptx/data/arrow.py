@@ -35,7 +35,7 @@ def parquet_rows(path: Path) -> Iterator[Row | DataError]:
     if path.suffix == ".gz":
         raise DataError("Parquet is compressed inside, not around: gunzip the file.", path)
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             yield from _rows(file.iter_batches(_BATCH), file.schema_arrow, str(path))
     except FileNotFoundError:
         raise DataError("there is no such file.", path) from None

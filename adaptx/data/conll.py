@@ -1,7 +1,8 @@
 """CoNLL files -> tagged sentences: `token … TAG` on a line, a blank line between sentences.
 
 Fields are separated by tabs, or by spaces where a line has no tab; the first is the token and the
-last its tag. `-DOCSTART-` lines and `# ` comments before a sentence are skipped.
+last its tag. In a file of two columns a token may hold spaces, as UNER's `600 000 O` does.
+`-DOCSTART-` lines and `# ` comments before a sentence are skipped.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ def read_conll(path: Path) -> Iterator[Tagged | DataError]:
                     f"one field, {fields[0]!r}: a token and its tag are needed, separated by a "
                     f"space or a tab, and a blank line between sentences."
                 )
+            if columns == 2 and len(fields) > 2:
+                fields = [" ".join(fields[:-1]), fields[-1]]
             if columns and len(fields) != columns:
                 raise line.error(
-                    f"{len(fields)} fields, and the lines before have {columns}: a token holds no "
-                    f"separator (a space, or a tab where there are tabs)."
+                    f"{len(fields)} fields, and the lines before have {columns}: each line needs "
+                    f"as many, separated by a space or a tab."
                 )
             if not fields[0].strip() or not fields[-1].strip():
                 raise line.error("the token or its tag is empty.")
