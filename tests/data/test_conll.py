@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptx.data.read import read_tagged
+from adaptx.errors import DataError
 from tests.data.files import no_nul, refusal, seeded, write
 
 SENTENCES = [
@@ -144,8 +145,6 @@ def test_a_missing_file_is_named(tmp_path):
 @seeded
 @given(st.lists(no_nul, min_size=1, max_size=4))
 def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path_factory, lines):
-    from adaptx.errors import DataError
-
     path = write(tmp_path_factory.mktemp("any") / "a.conll", "\n".join(lines))
     try:
         rows = read_tagged(path)
