@@ -178,7 +178,7 @@ def _shares(text: str) -> dict[str, float]:
     if unknown := found.keys() - set(PARTS):
         raise OptionError(f"--shares {text}: {choices(unknown)} is none of {choices(PARTS)}.")
     total = sum(found.values())
-    if len(found) < len(items) or abs(total - 100) > 1e-6:
+    if len(found) < len(items) or not abs(total - 100) < 1e-6:  # a NaN too
         raise OptionError(
             f"--shares {text}: the shares must sum to 100, and they sum to {total:g}."
         )

@@ -86,7 +86,8 @@ def _parse(source: str) -> tuple[str, str | None, str]:
         folder = Path(name).expanduser().resolve()
         if folder.is_dir():
             return str(folder), None, split
-        if (folder.parent / "README.md").is_file():  # which is where configs are written down
+        card = folder.parent / "README.md"  # configs are declared in its front matter
+        if card.is_file() and card.read_bytes().startswith(b"---"):
             return str(folder.parent), folder.name, split
         raise DataError(f"there is no folder {folder}.", source)
     parts = name.split("/")
