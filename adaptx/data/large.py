@@ -96,6 +96,8 @@ class IndexedExamples(Sequence[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         """All rows in order, in one pass over the file."""
+        with opened(self.path) as file:
+            self._check_unchanged(file)
         return strict(examples(self.path, self.columns))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
@@ -106,10 +108,13 @@ class IndexedExamples(Sequence[Example]):
         numbers = rows + np.searchsorted(self._rows_before, rows, side="right")
         parse = partial(tsv_row, self._header) if self._header else json_row
         with opened(self.path) as file:
-            if _stamp(file) != self._stamp:
-                raise DataError("the file has changed since it was opened.", self.path)
+            self._check_unchanged(file)
             found = [parse(self._line(file, int(number))) for number in numbers]
         return [example_of(self.columns, row) for row in found if row is not None]
+
+    def _check_unchanged(self, file: BinaryIO) -> None:
+        if _stamp(file) != self._stamp:
+            raise DataError("the file has changed since it was opened.", self.path)
 
     def _line(self, file: BinaryIO, number: int) -> Line:
         start, last = int(self._starts[number]), number + 1 == len(self._starts)

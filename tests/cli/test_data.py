@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 from tokenizers import Tokenizer
@@ -95,6 +97,29 @@ def test_a_file_that_cannot_be_read_is_one_paragraph_and_exit_code_2(tmp_path):
     assert "no such file" in refused("data", "check", tmp_path / "none.tsv", "-e", "none")
     said = refused("data", "check", "hf:./none:train", "-e", "none", HF_HUB_OFFLINE="1")
     assert "there is no folder" in said
+
+
+def without(package, *arguments):
+    """The command in a process in which `package` can't be imported."""
+    words = ["adaptx", *map(str, arguments)]
+    code = f"import sys; sys.modules[{package!r}] = None; sys.argv = {words!r}\n"
+    code += "from adaptx.cli.main import main; main()"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_without_torch_lengths_are_in_characters():
+    done = without("torch", "data", "check", SAMPLE / "dev.jsonl")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "length in characters" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "source"), [("datasets", "hf:a/b:c"), ("pyarrow", "a.parquet")]
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(package, source):
+    done = without(package, "data", "check", source, "-e", "none")
+    assert done.returncode == 2
+    assert f"needs the package '{package}'" in done.stderr and "adaptx[train]" in done.stderr
 
 
 def test_split_writes_parts_that_training_finds(tmp_path):

@@ -113,7 +113,8 @@ def test_a_bad_row_is_refused_with_its_line_when_it_is_met(tmp_path):
 
 def test_a_file_that_changed_is_refused(rows):
     rows.path.write_bytes(rows.path.read_bytes() + b"more\tx\n")
-    assert "has changed since it was opened" in refusal(lambda path: rows[0], rows.path, None)
+    for read in (lambda path: rows[0], lambda path: list(rows)):
+        assert "has changed since it was opened" in refusal(read, rows.path, None)
 
 
 def test_large_files_are_indexed_and_small_ones_and_other_formats_read(tmp_path, monkeypatch):
