@@ -47,8 +47,8 @@ app = typer.Typer(no_args_is_help=True, help="Check a data file, split it, conve
 Source = Annotated[
     str, typer.Argument(help="JSONL, TSV, CSV, Parquet, CoNLL, SQuAD, A,B or hf:NAME:SPLIT.")
 ]
-Text = Annotated[str | None, typer.Option("--text-column", help="[default: text, sentence …]")]
-Label = Annotated[str | None, typer.Option("--label-column", help="[default: label, category …]")]
+Text = Annotated[str | None, typer.Option("--text-column", help="Otherwise text, sentence …")]
+Label = Annotated[str | None, typer.Option("--label-column", help="Otherwise label, category …")]
 
 
 class Task(str, Enum):
@@ -71,7 +71,7 @@ def check(
     encoder: Annotated[
         str | None,
         typer.Option(
-            "--encoder", "-e", help="Whose tokens to count, or none [default: the bundled one]."
+            "--encoder", "-e", help="Whose tokens to count, or none; otherwise the bundled one's."
         ),
     ] = None,
     text_column: Text = None,
