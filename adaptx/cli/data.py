@@ -26,7 +26,7 @@ CHECK_EXAMPLES = """
 
   adaptx data check test.sw,test.en --task pairs --encoder none
 
-  adaptx data check hf:masakhane/afrisenti/swa:train --text-column tweet
+  adaptx data check hf:USER/NAME/sw:train --text-column tweet
 """
 SPLIT_EXAMPLES = """
 [bold]Examples[/bold]
@@ -40,7 +40,7 @@ CONVERT_EXAMPLES = """
 
   adaptx data convert train.parquet train.jsonl
 
-  adaptx data convert hf:masakhane/afrisenti/swa:train train.jsonl
+  adaptx data convert hf:USER/NAME/sw:train train.jsonl
 """
 PARTS = ("train", "dev", "test")
 app = typer.Typer(no_args_is_help=True, help="Check a data file, split it, convert it.")
