@@ -48,11 +48,11 @@ class LabelSetsDiffer(OptionError):
 class DataError(AdaptxError, ValueError):
     """A data file is missing or unreadable, or one of its rows is bad.
 
-    `path` and `line` (1-based, None where the whole file is meant) say where.
+    `path` and `line` (1-based, None where the whole file is meant) say where, `message` what.
     """
 
     def __init__(self, message: str, path: str | Path | None = None, line: int | None = None):
-        self.path, self.line = path, line
+        self.path, self.line, self.message = path, line, message
         where = "" if path is None else f"{path}: " if line is None else f"{path}, line {line}: "
         super().__init__(where + message)
 

@@ -2,7 +2,8 @@
 
 Everything adaptx writes is a folder with a manifest, `adaptx.json`:
 
-    {"schema": 1, "kind": "adapter" | "encoder" | "merged", …, "files": {"<name>": "<sha256>"}}
+    {"schema": 1, "kind": "adapter" | "encoder" | "merged" | "data", …,
+     "files": {"<name>": "<sha256>"}}
 
 It is made in a temporary sibling, fsynced, then renamed into place: a reader sees the old folder
 or the new one (or, for the instant between two renames, none), never a part. Only JSON and

@@ -41,6 +41,8 @@ TORCH_FREE = [
     "adaptx",
     "adaptx.cli.main",
     "adaptx.data.read",
+    "adaptx.data.large",
+    "adaptx.data.check",
     "adaptx.data.encode",
     "adaptx.tasks",
     "adaptx.storage",
@@ -53,7 +55,7 @@ TORCH_FREE = [
     "adaptx.evaluation.tables",
     "adaptx.evaluation.write",
 ]
-HEAVY = ["torch", "transformers", "peft", "accelerate", "onnxruntime"]
+HEAVY = ["torch", "transformers", "peft", "accelerate", "onnxruntime", "datasets", "pyarrow"]
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

@@ -36,11 +36,14 @@ def test_every_command_and_option_that_a_page_names_exists():
 
     from adaptx.cli.main import app
 
-    known = {}
-    for name, command in get_command(app).commands.items():
-        for nested, one in getattr(command, "commands", {"": command}).items():
-            options = {option for parameter in one.params for option in parameter.opts}
-            known[f"{name} {nested}".strip()] = options
+    def options(command, name):
+        """The options of a command by its name; of a group's commands by both names."""
+        found = {name: {option for parameter in command.params for option in parameter.opts}}
+        for inner, below in getattr(command, "commands", {}).items():
+            found |= options(below, f"{name} {inner}".strip())
+        return found
+
+    known = options(get_command(app), "")
     named = [
         line
         for page in PAGES
@@ -52,9 +55,9 @@ def test_every_command_and_option_that_a_page_names_exists():
     for line in named:
         words = line.split("adaptx ", 1)[1].split()
         used = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)}
-        command = words[0] if words[0] in known else " ".join(words[:2])
-        assert command in known, line
-        assert used <= known[command], line
+        name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
+        assert name in known, line
+        assert used <= known[name], line
 
 
 def test_every_page_that_a_page_links_to_exists():

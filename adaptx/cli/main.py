@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from adaptx import __version__
-from adaptx.cli import adapters, eval, export, predict, push, train
+from adaptx.cli import adapters, data, eval, export, predict, push, train
 from adaptx.cli.run import run
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("eval", epilog=eval.EXAMPLES)(eval.evaluate)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.add_typer(data.app, name="data")
 app.add_typer(adapters.app, name="adapters", epilog=adapters.EXAMPLES)
 app.command("push", epilog=push.EXAMPLES)(push.push)
 

@@ -1,1 +1,1 @@
-"""Files -> examples -> encoded, padded batches. Torch-free: the runtime encodes with it too."""
+"""Files and datasets -> records -> encoded, padded batches. Torch-free: the runtime encodes too."""

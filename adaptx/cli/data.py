@@ -1,0 +1,296 @@
+"""`adaptx data`: check a data file, split it, convert it."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adaptx.cli.opening import DEFAULT_ENCODER, NONE
+from adaptx.errors import MissingExtra, OptionError, choices
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adaptx.data.check import Measure, Report, Same
+
+CHECK_EXAMPLES = """
+[bold]Examples[/bold]
+
+  adaptx data check train.tsv --against test.tsv
+
+  adaptx data check train.conll --task token-classification --json
+
+  adaptx data check test.sw,test.en --task pairs --encoder none
+
+  adaptx data check hf:USER/NAME/sw:train --text-column tweet
+"""
+SPLIT_EXAMPLES = """
+[bold]Examples[/bold]
+
+  adaptx data split all.jsonl -o data/sw
+
+  adaptx data split all.tsv -o data/sw --shares train=90,test=10 --dry-run
+"""
+CONVERT_EXAMPLES = """
+[bold]Examples[/bold]
+
+  adaptx data convert train.parquet train.jsonl
+
+  adaptx data convert hf:USER/NAME/sw:train train.jsonl
+"""
+PARTS = ("train", "dev", "test")
+app = typer.Typer(no_args_is_help=True, help="Check a data file, split it, convert it.")
+Source = Annotated[
+    str, typer.Argument(help="JSONL, TSV, CSV, Parquet, CoNLL, SQuAD, A,B or hf:NAME:SPLIT.")
+]
+Text = Annotated[str | None, typer.Option("--text-column", help="Otherwise text, sentence …")]
+Label = Annotated[str | None, typer.Option("--label-column", help="Otherwise label, category …")]
+
+
+class Task(str, Enum):
+    """What the rows are for."""
+
+    classification = "classification"
+    tagging = "token-classification"
+    answering = "question-answering"
+    pairs = "pairs"
+
+
+@app.command("check", epilog=CHECK_EXAMPLES)
+def check(
+    source: Source,
+    task: Annotated[Task, typer.Option("--task", help="What the rows are.")] = Task.classification,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="A file that must share no text with it; may be repeated."),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", "-e", help="Whose tokens to count, or none; otherwise the bundled one's."
+        ),
+    ] = None,
+    text_column: Text = None,
+    other_column: Annotated[
+        str | None, typer.Option("--other-column", help="A pair's second text.")
+    ] = None,
+    label_column: Label = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="Comma-separated: no other is allowed.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    """Say what a file holds and all that is wrong with it; exit code 1 when a row is bad.
+
+    Rows, shares of labels, lengths in tokens, duplicates, texts that also stand in other files.
+    Duplicates and leaks are warnings: the exit code stays 0.
+    """
+    from adaptx.data.check import check as run_check
+    from adaptx.data.streams import Columns
+
+    allowed = [name.strip() for name in labels.split(",")] if labels else []
+    labelled = task is not Task.pairs or label_column is not None
+    columns = Columns(text_column, label_column, other_column, labelled)
+    report = run_check(
+        source,
+        task.value,
+        columns,
+        against=against or (),
+        labels=allowed,
+        measure=_measure(encoder),
+    )
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), ensure_ascii=False))
+    else:
+        _show(report)
+    raise typer.Exit(0 if report.clean else 1)
+
+
+@app.command("split", epilog=SPLIT_EXAMPLES)
+def split(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new folder.")],
+    shares: Annotated[
+        str, typer.Option("--shares", help="Of train, dev and test, or by name: train=90,test=10.")
+    ] = "80,10,10",
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, another split.")] = 0,
+    text_column: Text = None,
+    label_column: Label = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The counts as JSON.")] = False,
+) -> None:
+    """Split a labelled file into train, dev and test: by label, repeatable, without leaks."""
+    from adaptx import storage
+    from adaptx.data.read import read_examples
+    from adaptx.data.splits import split_examples, write_split
+
+    storage.check_output(output, overwrite)
+    wanted = _shares(shares)
+    rows = read_examples(source, text_column=text_column, label_column=label_column)
+    parts = split_examples(rows, wanted, seed=seed)
+    if not dry_run:
+        write_split(parts, output, {"source": source, "seed": seed, "shares": wanted}, overwrite)
+    labels = sorted({str(row.label) for row in rows})
+    counts = {
+        name: {label: sum(row.label == label for row in part) for label in labels}
+        for name, part in parts.items()
+    }
+    if as_json:
+        typer.echo(json.dumps(counts, ensure_ascii=False))
+        return
+
+    from rich.console import Console
+
+    console = Console()
+    columns = ["label", *(f"{name} ({len(part)})" for name, part in parts.items())]
+    _table(
+        console, columns, [[label, *(counts[name][label] for name in parts)] for label in labels]
+    )
+    console.print(f"{'Would write' if dry_run else 'Wrote'} {output}.", soft_wrap=True)
+
+
+@app.command("convert", epilog=CONVERT_EXAMPLES)
+def convert(
+    source: Source,
+    target: Annotated[Path, typer.Argument(help="The new .jsonl file.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write any table as JSONL, row by row: large files are then read without being loaded."""
+    from adaptx.data.convert import convert as run_convert
+
+    rows = run_convert(source, target, overwrite=overwrite)
+    typer.echo(f"Wrote {target}: {rows} rows.")
+
+
+def _shares(text: str) -> dict[str, float]:
+    items = [item.strip() for item in text.split(",")]
+    if "=" not in text and len(items) <= len(PARTS):
+        items = [f"{name}={item}" for name, item in zip(PARTS, items, strict=False)]
+    try:
+        found = {name.strip(): float(value) for name, _, value in (i.partition("=") for i in items)}
+    except ValueError:
+        raise OptionError(f"--shares {text}: numbers are needed, such as 80,10,10.") from None
+    if unknown := found.keys() - set(PARTS):
+        raise OptionError(f"--shares {text}: {choices(unknown)} is none of {choices(PARTS)}.")
+    total = sum(found.values())
+    if len(found) < len(items) or not abs(total - 100) < 1e-6:  # a NaN too
+        raise OptionError(
+            f"--shares {text}: the shares must sum to 100, and they sum to {total:g}."
+        )
+    return {name: value / 100 for name, value in found.items()}
+
+
+def _measure(encoder: str | None) -> Measure:
+    """Tokens of the encoder; characters where none was asked for and the bundled isn't there."""
+    from adaptx import storage
+    from adaptx.data.check import CHARACTERS, Measure
+
+    if encoder == NONE:
+        return CHARACTERS
+    try:
+        from adaptx.encoder.opening import FAMILIES, find_folder, load_tokenizer, positions
+
+        folder = find_folder(encoder or DEFAULT_ENCODER, None)
+    except (ModuleNotFoundError, MissingExtra):
+        if encoder:
+            raise
+        return CHARACTERS
+    family = storage.read_json(folder / "config.json").get("model_type")
+    if family not in FAMILIES:
+        raise OptionError(f"{folder} is of the family {family!r}; adaptx has {choices(FAMILIES)}.")
+
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder, config)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return Measure(
+        lambda texts: [len(found.ids) for found in tokenizer.encode_batch(list(texts))],
+        "tokens",
+        positions(config),
+    )
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{report.path}: {report.rows} rows, {report.bad_rows or 'none'} of them bad.")
+    for problem in report.problems:
+        more = ", …" if problem.count > len(problem.lines) else ""
+        lines = f"line {', '.join(map(str, problem.lines))}{more}: " if problem.lines else ""
+        times = f" ({problem.count} rows)" if problem.count > 1 else ""
+        say(f"  {lines}{problem.message}{times}")
+    if rest := report.bad_rows - sum(problem.count for problem in report.problems):
+        say(f"  … and {rest} more bad rows.")
+    for name, found in (("label", report.labels), ("entity", report.entities)):
+        total = sum(found.values())
+        if found:
+            rows = [[label, count, f"{count / total:.1%}"] for label, count in found.items()]
+            _table(console, [name, "count", "share"], rows)
+    if report.lengths:
+        columns = ["length in " + report.unit, "min", "median", "95%", "max", "too long"]
+        rows = [
+            [
+                name,
+                f.min,
+                f.median,
+                f.p95,
+                f.max,
+                "" if f.truncated is None else f"{f.truncated:.1%}",
+            ]
+            for name, f in report.lengths.items()
+        ]
+        _table(console, columns, rows)
+    if report.entities_begun_inside:
+        say(f"Warning: {report.entities_begun_inside} entities begin with I-, not B-.")
+    if said := _same(report.duplicates):
+        say(f"Warning: duplicates: {said}")
+    for leak in report.leaks:
+        bad = f", {leak.bad_rows} of them bad" if leak.bad_rows else ""
+        said = _same(leak.same)
+        found_there = f"leaks: {said}" if said else "none stands in both."
+        say(f"{'Warning: ' if said else ''}{leak.path}: {leak.rows} rows{bad}; {found_there}")
+        if leak.unseen_labels:
+            say(
+                f"Warning: {leak.path} has labels that {report.path} lacks: "
+                f"{choices(leak.unseen_labels)}."
+            )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _same(same: Same) -> str:
+    if not same.exact + same.normalized:
+        return ""
+    what = "questions" if isinstance(same.places[0][0], str) else "lines"
+    places = ", ".join(f"{there} and {here}" for there, here in same.places[:5])
+    return (
+        f"{same.exact} the same to the last character, {same.normalized} but for case, white space "
+        f"or composition; {same.contradicting} with another label ({what} {places}"
+        f"{', …' if same.exact + same.normalized > 5 else ''})."
+    )
+
+
+def _table(console: Console, columns: list[str], rows: list[list[Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row))
+    console.print(table)

@@ -1,0 +1,230 @@
+"""What a data file holds and what is wrong with it: all of it, not the first error only."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adaptx.data.duplicates import digest, normalized
+from adaptx.data.records import Passage, Record, Tagged
+from adaptx.data.streams import STREAMS, Columns
+from adaptx.errors import DataError, OptionError, choices
+
+SHOWN = 10  # problems, lines of one problem, and pairs of equal rows
+_BATCH = 1000  # rows whose lengths are counted together
+
+
+@dataclass
+class Problem:
+    """One thing that is wrong: on how many lines, and the first of them."""
+
+    message: str
+    count: int = 0
+    lines: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Same:
+    """Rows whose text stands elsewhere too; `places` are lines, or ids, of the first (there, here).
+
+    `exact` are the same to the last character; `normalized` differ in case, white space or
+    Unicode's composition alone; `contradicting` are those of either whose labels differ.
+    """
+
+    exact: int = 0
+    normalized: int = 0
+    contradicting: int = 0
+    places: list[tuple[int | str, int | str]] = field(default_factory=list)
+
+
+@dataclass
+class Lengths:
+    """Lengths of a field, in the report's unit; `truncated` is the share of rows that don't fit."""
+
+    min: int
+    median: int
+    p95: int
+    max: int
+    truncated: float | None
+
+
+@dataclass
+class Leak:
+    """How many rows of another file stand in the checked one too, and what else differs."""
+
+    path: str
+    rows: int
+    bad_rows: int
+    same: Same
+    unseen_labels: list[str]
+
+
+@dataclass
+class Report:
+    """What `check` found. `labels` are counted by row, of tagged sentences by token."""
+
+    path: str
+    task: str
+    rows: int = 0
+    bad_rows: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    entities: dict[str, int] = field(default_factory=dict)
+    entities_begun_inside: int = 0
+    unit: str = "characters"
+    lengths: dict[str, Lengths] = field(default_factory=dict)
+    duplicates: Same = field(default_factory=Same)
+    leaks: list[Leak] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every row, of the other files too, can be read."""
+        return not (self.bad_rows or any(leak.bad_rows for leak in self.leaks))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON's types."""
+        return {"clean": self.clean, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How texts are measured: `count` gives a length for each, `limit` is the longest that fits."""
+
+    count: Callable[[Sequence[str]], Sequence[int]]
+    unit: str
+    limit: int | None = None
+
+
+CHARACTERS = Measure(lambda texts: [len(text) for text in texts], "characters")
+
+
+def check(
+    source: str | Path,
+    task: str,
+    columns: Columns | None = None,
+    *,
+    against: Sequence[str | Path] = (),
+    labels: Sequence[str] = (),
+    measure: Measure = CHARACTERS,
+) -> Report:
+    """Read all of a source, and report what it holds and what is wrong with it.
+
+    `task` is one of streams.STREAMS. `labels` are the only ones allowed, if given. `against` are
+    the sources that must not share a text with this one. Memory grows with the
+    number of rows, not with their length. Raises DataError where a source can't be read at all, or
+    has no rows.
+    """
+    if task not in STREAMS:
+        raise OptionError(f"task={task!r} is none of {choices(STREAMS)}.")
+    columns = columns or Columns()
+    report = Report(str(source), task, unit=measure.unit)
+    counts: Counter[str] = Counter()
+    entities: Counter[str] = Counter()
+    seen = _Seen()
+    lengths: dict[str, array] = {}
+    good = _good(STREAMS[task](source, columns), labels, report)
+    while batch := list(islice(good, _BATCH)):
+        for record in batch:
+            counts.update(record.labels)
+            seen.meet(record, report.duplicates, add=True)
+            if isinstance(record, Tagged):
+                report.entities_begun_inside += _count_entities(record.tags, entities)
+        for name in batch[0].texts:
+            texts = [record.texts[name] for record in batch]
+            lengths.setdefault(name, array("q")).extend(measure.count(texts))
+    if not report.rows:
+        raise DataError("the file has no rows.", source)
+    report.labels, report.entities = (dict(sorted(found.items())) for found in (counts, entities))
+    report.lengths = {name: _lengths(found, measure.limit) for name, found in lengths.items()}
+    report.leaks = [_leak(other, task, columns, seen, counts) for other in against]
+    return report
+
+
+def _good(
+    found: Iterator[Record | DataError], labels: Sequence[str], report: Report
+) -> Iterator[Record]:
+    """The records that are good; the others are counted in the report."""
+    problems: dict[str, Problem] = {}
+    for item in found:
+        report.rows += 1
+        if labels and not isinstance(item, (DataError, Passage)) and set(item.labels) - set(labels):
+            unknown, known = choices(sorted(set(item.labels) - set(labels))), choices(labels)
+            item = item.error(f"unknown label {unknown}; allowed: {known}.")
+        if not isinstance(item, DataError):
+            yield item
+            continue
+        report.bad_rows += 1
+        problem = problems.get(item.message)
+        if problem is None:
+            if len(problems) == SHOWN:
+                continue  # counted, not shown
+            problem = problems[item.message] = Problem(item.message)
+            report.problems.append(problem)
+        problem.count += 1
+        if item.line is not None and len(problem.lines) < SHOWN:
+            problem.lines.append(item.line)
+
+
+class _Seen:
+    """The texts met so far: by the normalized text's digest the first line and its answer."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, tuple[int | str, int]] = {}
+        self._exact: set[int] = set()
+
+    def meet(self, record: Record, same: Same, *, add: bool) -> None:
+        """Count the record in `same` if its text was met; remember it if `add`."""
+        text = "\n".join(record.texts.values())
+        exact, key = digest(text), digest(normalized(text))
+        answer = digest(repr(record.answers if isinstance(record, Passage) else record.labels))
+        place = record.id if isinstance(record, Passage) else record.line
+        if key in self._first:
+            there, first = self._first[key]
+            same.exact += exact in self._exact
+            same.normalized += exact not in self._exact
+            same.contradicting += first != answer
+            if len(same.places) < SHOWN:
+                same.places.append((there, place))
+        elif add:
+            self._first[key] = (place, answer)
+        if add:
+            self._exact.add(exact)
+
+
+def _leak(
+    source: str | Path, task: str, columns: Columns, seen: _Seen, known: Counter[str]
+) -> Leak:
+    other = Report(str(source), task)
+    same, labels = Same(), set()
+    for record in _good(STREAMS[task](source, columns), (), other):
+        seen.meet(record, same, add=False)
+        labels |= set(record.labels)
+    unseen = sorted(labels - known.keys())
+    return Leak(str(source), other.rows, other.bad_rows, same, unseen)
+
+
+def _count_entities(tags: Sequence[str], counts: Counter[str]) -> int:
+    """Add the entities of BIO tags to `counts`; how many begin with I-."""
+    before, inside = "O", 0
+    for tag in tags:
+        mark, _, name = tag.partition("-")
+        begun_inside = mark == "I" and name != before.partition("-")[2]
+        if name and (mark == "B" or begun_inside):
+            counts[name] += 1
+        inside += begun_inside
+        before = tag
+    return inside
+
+
+def _lengths(found: array, limit: int | None) -> Lengths:
+    values = np.sort(np.frombuffer(found, np.int64))
+    low, middle, high, top = (int(values[int(q * (len(values) - 1))]) for q in (0, 0.5, 0.95, 1))
+    truncated = None if limit is None else float((values > limit).mean())
+    return Lengths(low, middle, high, top, truncated)

@@ -1,0 +1,155 @@
+"""Files larger than memory: the places of lines are kept, and rows are read when asked for.
+
+JSONL and TSV that aren't compressed can be opened so, for 8 bytes of memory a line. In any other
+format a row can't be found without reading all that stands before it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, overload
+
+import numpy as np
+
+from adaptx.data.read import read_examples
+from adaptx.data.records import Example
+from adaptx.data.rows import strict
+from adaptx.data.streams import Columns, example_of, examples
+from adaptx.data.tables import Line, ending, json_row, opened, table_header, tsv_row
+from adaptx.errors import DataError, choices
+
+LARGE = 256 << 20  # bytes: a file above this is indexed instead of read
+_BLOCK = 4 << 20
+# By format: the bytes that a blank line may begin with. Only such lines are looked at closely.
+_MAYBE_BLANK = {
+    ".jsonl": (*range(33), *range(128, 256)),
+    ".ndjson": (*range(33), *range(128, 256)),
+    ".tsv": (10, 13),
+}
+
+
+def open_examples(
+    source: str | Path,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    labelled: bool = True,
+) -> Sequence[Example]:
+    """The examples of a source: a list or, of a large JSONL or TSV file, IndexedExamples.
+
+    A bad row of a large file raises its DataError when it is met, not here. Otherwise this is
+    `adaptx.data.read.read_examples`.
+    """
+    path = Path(source)
+    if _can_be_indexed(path) and path.is_file() and path.stat().st_size > LARGE:
+        return IndexedExamples(path, Columns(text_column, label_column, labelled=labelled))
+    return read_examples(
+        source, text_column=text_column, label_column=label_column, labelled=labelled
+    )
+
+
+class IndexedExamples(Sequence[Example]):
+    """The examples of an uncompressed JSONL or TSV file, parsed and checked when asked for.
+
+    It equals the list that `read_examples` gives. It holds no open file, so threads may share it
+    and it can be pickled. Raises DataError for a bad row when that row is met, and for a file that
+    has changed since it was opened.
+    """
+
+    def __init__(self, path: str | Path, columns: Columns | None = None):
+        self.path, self.columns = Path(path), columns or Columns()
+        if not _can_be_indexed(self.path):
+            raise DataError(
+                f"only an uncompressed {choices(_MAYBE_BLANK)} file can be indexed: write it as "
+                f"one with adaptx data convert.",
+                path,
+            )
+        self._header: list[str] = []
+        with opened(self.path) as file:
+            self._stamp = _stamp(file)
+            self._starts, skipped = _index(file, ending(path))
+            if ending(path) == ".tsv" and len(skipped) < len(self._starts):
+                first = next(i for i in itertools.count() if i not in skipped[i : i + 1])
+                line = self._line(file, first)
+                self._header = table_header(line.text().split("\t"), line)
+                skipped = np.insert(skipped, first, first)
+        # How many rows stand before each skipped line: row i is line i + (how many of these <= i).
+        self._rows_before = skipped - np.arange(len(skipped))
+        if not len(self):
+            raise DataError("the file has no rows.", path)
+
+    def __len__(self) -> int:
+        return len(self._starts) - len(self._rows_before)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        places = range(len(self))[index]
+        return self.take(places) if isinstance(places, range) else self.take([places])[0]
+
+    def __iter__(self) -> Iterator[Example]:
+        """All rows in order, in one pass over the file."""
+        with opened(self.path) as file:
+            self._check_unchanged(file)
+        return strict(examples(self.path, self.columns))
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
+        """The examples at `indices`, counted from 0, in the order given."""
+        rows = np.asarray(indices, dtype=np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"{self.path} has the rows 0 to {len(self) - 1}.")
+        numbers = rows + np.searchsorted(self._rows_before, rows, side="right")
+        parse = partial(tsv_row, self._header) if self._header else json_row
+        with opened(self.path) as file:
+            self._check_unchanged(file)
+            found = [parse(self._line(file, int(number))) for number in numbers]
+        return [example_of(self.columns, row) for row in found if row is not None]
+
+    def _check_unchanged(self, file: BinaryIO) -> None:
+        if _stamp(file) != self._stamp:
+            raise DataError("the file has changed since it was opened.", self.path)
+
+    def _line(self, file: BinaryIO, number: int) -> Line:
+        start, last = int(self._starts[number]), number + 1 == len(self._starts)
+        end = self._stamp[0] if last else int(self._starts[number + 1])
+        file.seek(start)
+        return Line(file.read(end - start), str(self.path), number + 1)
+
+
+def _can_be_indexed(path: Path) -> bool:
+    return path.suffix in _MAYBE_BLANK
+
+
+def _stamp(file: BinaryIO) -> tuple[int, int]:
+    stat = os.fstat(file.fileno())
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _index(file: BinaryIO, format_: str) -> tuple[np.ndarray, np.ndarray]:
+    """int64: where each line starts, in bytes; and which lines, from 0, are blank."""
+    maybe_blank = np.isin(np.arange(256), _MAYBE_BLANK[format_])
+    starts, suspects, blank = array("q"), array("q"), array("q")
+    buffer, base, at_start = bytearray(_BLOCK), 0, True
+    while size := file.readinto(buffer):  # type: ignore[attr-defined]
+        block = np.frombuffer(buffer, np.uint8, size)
+        found = np.flatnonzero(block == ord("\n")) + 1
+        if at_start:
+            found = np.insert(found, 0, 0)
+        if at_start := block[-1] == ord("\n"):  # the next line is the next block's, if there is one
+            found = found[:-1]
+        suspects.frombytes((np.flatnonzero(maybe_blank[block[found]]) + len(starts)).tobytes())
+        starts.frombytes((found + base).tobytes())
+        base += size
+    for number in itertools.chain([0] if starts else [], (n for n in suspects if n)):
+        file.seek(starts[number])
+        text = file.readline().decode("utf-8-sig" if number == 0 else "utf-8", "replace")
+        if not (text.strip("\r\n") if format_ == ".tsv" else text.strip()):
+            blank.append(number)
+    return np.frombuffer(starts, np.int64), np.frombuffer(blank, np.int64)

@@ -1,0 +1,113 @@
+"""What a row of data is, for each task. Every record knows the file and line it came from.
+
+A line counts from 1; in Parquet and `hf:` sources it is the row's number, and 0 where there is no
+such thing (SQuAD's JSON: its records say their question's id instead).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptx.errors import DataError
+
+
+class Placed:
+    """Something that stands in a file, and can point an error there."""
+
+    __slots__ = ()
+    path: str
+    line: int
+
+    def error(self, message: str) -> DataError:
+        """A DataError that points at this place."""
+        return DataError(message, self.path or None, self.line or None)
+
+
+@dataclass(frozen=True, slots=True)
+class Example(Placed):
+    """One text and, where the file has one, its label."""
+
+    text: str
+    label: str | None = None
+    path: str = ""
+    line: int = 0
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What an encoder reads, by name."""
+        return {"text": self.text}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What there is to learn, as names that can be counted."""
+        return () if self.label is None else (self.label,)
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged(Placed):
+    """One sentence for token classification: its words, and a tag for each of them."""
+
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+    path: str = ""
+    line: int = 0
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The words with spaces between them."""
+        return {"tokens": " ".join(self.tokens)}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The tags."""
+        return self.tags
+
+
+@dataclass(frozen=True, slots=True)
+class Passage(Placed):
+    """A question about a passage.
+
+    `answers` are (text, start) with `context[start:start + len(text)] == text`, start in
+    characters; none: the passage doesn't answer the question.
+    """
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[tuple[str, int], ...] = ()
+    path: str = ""
+    line: int = 0
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The question and the passage."""
+        return {"question": self.question, "context": self.context}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Whether there is an answer."""
+        return ("answered" if self.answers else "unanswerable",)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair(Placed):
+    """Two texts that belong together, and the name of their relation where there is one."""
+
+    text: str
+    other: str
+    label: str | None = None
+    path: str = ""
+    line: int = 0
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Both texts."""
+        return {"text": self.text, "other": self.other}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label, where there is one."""
+        return () if self.label is None else (self.label,)
+
+
+Record = Example | Tagged | Passage | Pair

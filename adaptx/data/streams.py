@@ -1,0 +1,144 @@
+"""Sources -> a stream of records, or of the error in a record's place; one function a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from adaptx.data.aligned import read_aligned
+from adaptx.data.conll import read_conll
+from adaptx.data.records import Example, Pair, Passage, Tagged
+from adaptx.data.rows import Row, each
+from adaptx.data.squad import passage_of, read_squad
+from adaptx.data.tables import HUB, ending, read_rows, unknown_ending
+from adaptx.errors import DataError, OptionError
+
+TEXT_COLUMNS = ("text", "sentence", "tweet", "review", "content", "utterance")
+LABEL_COLUMNS = ("label", "category", "topic", "class", "sentiment", "intent")
+TOKEN_COLUMNS = ("tokens", "words")
+TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels")
+PAIR_COLUMNS = (
+    *(("text", "other"), ("premise", "hypothesis"), ("sentence1", "sentence2")),
+    *(("text1", "text2"), ("question1", "question2"), ("source", "target")),
+    *(("query", "passage"), ("query", "positive"), ("anchor", "positive")),
+)
+LISTS = (".jsonl", ".ndjson", ".parquet")  # the tables whose values can be lists
+CONLL = (".conll", ".txt", ".tsv", ".iob", ".iob2", ".bio")
+SQUAD = (".json",)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are read; None takes the first known name that is there.
+
+    With `labelled` off, labels may be absent.
+    """
+
+    text: str | None = None
+    label: str | None = None
+    other: str | None = None
+    labelled: bool = True
+
+
+def example_of(columns: Columns, row: Row) -> Example:
+    """A text with its label."""
+    text = row.text(row.column(columns.text, TEXT_COLUMNS, "text"), "text")
+    return Example(text, _label(columns, row), row.path, row.line)
+
+
+def examples(source: str | Path, columns: Columns) -> Iterator[Example | DataError]:
+    """Texts with labels, of any table."""
+    return each(read_rows(source), partial(example_of, columns))
+
+
+def _label(columns: Columns, row: Row) -> str | None:
+    needed = columns.labelled
+    if needed or columns.label:
+        name: str | None = row.column(columns.label, LABEL_COLUMNS, "label")
+    else:
+        name = next((known for known in LABEL_COLUMNS if known in row.values), None)
+    return row.label(name, needed=needed)
+
+
+def tagged(source: str | Path, columns: Columns) -> Iterator[Tagged | DataError]:
+    """Tagged sentences, of a CoNLL file or of a table with two columns of lists."""
+    if _holds_lists(source):
+        return each(read_rows(source), partial(_tagged_of, columns))
+    if ending(source) not in CONLL:
+        raise unknown_ending(source, (*CONLL, *LISTS))
+    return read_conll(Path(source))
+
+
+def _tagged_of(columns: Columns, row: Row) -> Tagged:
+    tokens = row.names(row.column(columns.text, TOKEN_COLUMNS, "text"), "tokens")
+    tags = row.names(row.column(columns.label, TAG_COLUMNS, "label"), "tags")
+    if len(tokens) != len(tags):
+        raise row.error(f"{len(tokens)} tokens, and {len(tags)} tags: each token needs its tag.")
+    if not tokens:
+        raise row.error("the row has no tokens: take it out.")
+    return Tagged(tokens, tags, row.path, row.line)
+
+
+def passages(source: str | Path, columns: Columns) -> Iterator[Passage | DataError]:
+    """Questions about passages, of SQuAD's JSON or of a table laid out like it."""
+    if columns.text or columns.label or columns.other:
+        raise OptionError(
+            "Questions have fixed columns (id, question, context, answers): name none of them."
+        )
+    if _holds_lists(source):
+        found = each(read_rows(source), passage_of)
+    elif ending(source) in SQUAD:
+        found = read_squad(Path(source))
+    else:
+        raise unknown_ending(source, (*SQUAD, *LISTS))
+    seen: set[str] = set()
+
+    def once(passage: Passage) -> Passage:
+        if passage.id in seen:
+            raise passage.error(f"the id {passage.id!r} stands twice: an id names one question.")
+        seen.add(passage.id)
+        return passage
+
+    return each(found, once)
+
+
+def pairs(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
+    """Pairs, of a table with two columns of texts, or of two aligned files, "FILE1,FILE2"."""
+    first, comma, second = str(source).partition(",")
+    if comma and not Path(source).exists() and not first.startswith(HUB):
+        return read_aligned(Path(first), Path(second))
+    if bool(columns.text) != bool(columns.other):
+        raise OptionError("Name both columns of a pair (--text-column, --other-column), or none.")
+    return each(read_rows(source), partial(_pair_of, columns))
+
+
+def _pair_of(columns: Columns, row: Row) -> Pair:
+    if columns.text is not None:
+        names = tuple(row.column(name, (), "pair") for name in (columns.text, columns.other))
+    else:
+        names = next((two for two in PAIR_COLUMNS if set(two) <= set(row.values)), ())
+    if not names:
+        known = "; ".join(" and ".join(two) for two in PAIR_COLUMNS)
+        raise row.error(
+            f"no two columns look like a pair (known: {known}); there is: "
+            f"{', '.join(row.values)}. Name both with --text-column and --other-column "
+            f"(text_column=…, other_column=…)."
+        )
+    text, other = (row.text(name, name) for name in names)
+    return Pair(text, other, _label(columns, row), row.path, row.line)
+
+
+def _holds_lists(source: str | Path) -> bool:
+    return str(source).startswith(HUB) or ending(source) in LISTS
+
+
+# What reads a task's data, by the task's name.
+STREAMS: Mapping[str, Callable[[str | Path, Columns], Iterator[Any]]] = {
+    "classification": examples,
+    "token-classification": tagged,
+    "question-answering": passages,
+    "pairs": pairs,
+}

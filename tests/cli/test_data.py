@@ -1,0 +1,169 @@
+"""`adaptx data`, run as users run it; and docs/data.md: its files are written, its commands run."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer
+
+from adaptx.data.read import find_split, read_examples
+from adaptx.encoder.bundled import bundled_folder
+from tests.cli.test_cli import refused, run
+from tests.conftest import ROOT, SAMPLE
+
+PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"^`([\w.-]+)`:\n\n```\w*\n(.*?)^```$", PAGE, re.M | re.S))
+COMMANDS = re.findall(r"^adaptx (data .*)$", PAGE, re.M)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The page's example files, in the current folder."""
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_page_shows_each_format(folder):
+    assert {name.rpartition(".")[2] for name in FILES} >= {"jsonl", "tsv", "conll", "json", "sw"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_pages_commands_run_on_the_pages_files(folder, command):
+    words = shlex.split(command)
+    if "check" in words:
+        words += ["--encoder", "none"]  # a tokenizer takes seconds; the test below has one
+    assert run(*words).stdout
+
+
+def test_the_pages_python_runs(folder):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+    imports, _, calls = code.partition("\n\n")
+    scope: dict = {}
+    exec(imports, scope)
+    assert [eval(call, scope) for call in calls.splitlines()] == [
+        "positive",
+        ("O", "B-PER", "I-PER"),
+        (("Dodoma", 24),),
+        "Good morning",
+        "Mgonjwa alipewa dawa",
+    ]
+
+
+def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
+    train, test = tmp_path / "train.tsv", tmp_path / "test.tsv"
+    train.write_text("text\tlabel\nHabari\tx\n[b]moja\ty\nHabari\ty\n\tx\nmbili\n")
+    test.write_text("text\tlabel\nHABARI\tx\nnne\tz\n")
+    done = run("data", "check", train, "--against", test, "--encoder", "none", code=1)
+    for said in (
+        f"{train}: 5 rows, 2 of them bad.",
+        "line 5: the text (column 'text') is empty",
+        "line 6: 1 fields, and the header has 2",
+        "duplicates: 1 the same to the last character",
+        "1 with another label (lines 2 and 4)",
+        f"{test}: 2 rows; leaks: 0 the same to the last character, 1 but for case",
+        f"{test} has labels that {train} lacks: z.",
+        "length in characters",
+    ):
+        assert said in done.stdout, said
+    found = json.loads(run("data", "check", train, "-e", "none", "--json", code=1).stdout)
+    assert (found["rows"], found["bad_rows"], found["clean"]) == (5, 2, False)
+    assert found["problems"][0]["lines"] == [5]
+
+
+def test_check_counts_the_tokens_of_an_encoder(tmp_path):
+    source = bundled_folder("multilingual-e5-small")
+    shutil.copy(source / "tokenizer.json", tmp_path)
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16}))
+    done = run("data", "check", SAMPLE / "dev.jsonl", "--json", "-e", tmp_path)
+    found = json.loads(done.stdout)
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    rows = read_examples(SAMPLE / "dev.jsonl")
+    lengths = sorted(len(tokenizer.encode(row.text).ids) for row in rows)
+    assert (found["unit"], found["rows"]) == ("tokens", 56)
+    assert found["lengths"]["text"]["min"] == lengths[0]
+    assert found["lengths"]["text"]["max"] == lengths[-1]
+    assert found["lengths"]["text"]["truncated"] == pytest.approx(sum(n > 16 for n in lengths) / 56)
+    assert found["labels"]["sports"] == 8
+
+
+def test_a_file_that_cannot_be_read_is_one_paragraph_and_exit_code_2(tmp_path):
+    assert "no such file" in refused("data", "check", tmp_path / "none.tsv", "-e", "none")
+    said = refused("data", "check", "hf:./none:train", "-e", "none", HF_HUB_OFFLINE="1")
+    assert "there is no folder" in said
+
+
+def without(package, *arguments):
+    """The command in a process in which `package` can't be imported."""
+    words = ["adaptx", *map(str, arguments)]
+    code = f"import sys; sys.modules[{package!r}] = None; sys.argv = {words!r}\n"
+    code += "from adaptx.cli.main import main; main()"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_without_torch_lengths_are_in_characters():
+    done = without("torch", "data", "check", SAMPLE / "dev.jsonl")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "length in characters" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "source"), [("datasets", "hf:a/b:c"), ("pyarrow", "a.parquet")]
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(package, source):
+    done = without(package, "data", "check", source, "-e", "none")
+    assert done.returncode == 2
+    assert f"needs the package '{package}'" in done.stderr and "adaptx[train]" in done.stderr
+
+
+def test_split_writes_parts_that_training_finds(tmp_path):
+    output = tmp_path / "split"
+    done = run("data", "split", SAMPLE / "train.jsonl", "-o", output, "--dry-run")
+    assert "Would write" in done.stdout and "train (134)" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    counts = json.loads(run("data", "split", SAMPLE / "train.jsonl", "-o", output, "--json").stdout)
+    parts = {name: read_examples(find_split(output, name)) for name in ("train", "dev", "test")}
+    assert {name: len(part) for name, part in parts.items()} == {
+        name: sum(found.values()) for name, found in counts.items()
+    }
+    assert sum(map(len, parts.values())) == 168
+    assert set(counts["train"].values()) <= {18, 19, 20}
+    assert "--overwrite" in refused("data", "split", SAMPLE / "train.jsonl", "-o", output)
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ("80,10", "must sum to 100, and they sum to 90"),
+        ("a,b", "numbers are needed"),
+        ("25,25,25,25", "numbers are needed, such as 80,10,10"),
+        ("train=50,exam=50", "exam is none of train, dev, test"),
+        ("train=50,train=50", "must sum to 100"),
+        ("nan,50,50", "must sum to 100"),
+        ("110,-10", "each above 0"),
+    ],
+)
+def test_shares_that_are_no_shares_are_refused(tmp_path, shares, said):
+    output = tmp_path / "split"
+    found = refused("data", "split", SAMPLE / "dev.jsonl", "-o", output, "--shares", shares)
+    assert said in found
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_refuses_what_is_there(tmp_path):
+    target = tmp_path / "b.jsonl"
+    done = run("data", "convert", SAMPLE / "dev.jsonl", target)
+    assert f"Wrote {target}: 56 rows." in done.stdout
+    assert "--overwrite" in refused("data", "convert", SAMPLE / "dev.jsonl", target)
+    run("data", "convert", SAMPLE / "dev.jsonl", target, "--overwrite")
+
+
+@pytest.mark.parametrize("command", ["check", "split", "convert"])
+def test_help_has_examples(command):
+    assert f"adaptx data {command} " in run("data", command, "--help").stdout

@@ -1,0 +1,127 @@
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptx import storage
+from adaptx.data.read import Example, read_examples
+from adaptx.data.splits import split_examples, write_split
+from adaptx.errors import DataError, OptionError, OutputExists
+from tests.data.files import seeded
+
+SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
+
+
+def rows(*counts):
+    return [
+        Example(f"text {label} {i}", f"label {label}")
+        for label, count in enumerate(counts)
+        for i in range(count)
+    ]
+
+
+@seeded
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(0, 9))
+def test_every_part_has_its_share_of_every_label_and_of_all(counts, seed):
+    examples = rows(*counts, 30)
+    parts = split_examples(examples, SHARES, seed=seed)
+    assert Counter(row for part in parts.values() for row in part) == Counter(examples)
+    for name, share in SHARES.items():
+        assert abs(len(parts[name]) - share * len(examples)) < 2
+        found = Counter(row.label for row in parts[name])
+        for label, count in Counter(row.label for row in examples).items():
+            assert abs(found[label] - share * count) < 3
+
+
+labels = st.sampled_from(["x", "y", "z"])
+some_texts = st.sampled_from(
+    ["Habari", "habari", " HABARI ", "Adé", "Ade\u0301", "b", "c", "d", "e"]
+)
+
+
+@seeded
+@given(st.lists(st.tuples(some_texts, labels), min_size=30), st.integers(0, 9))
+def test_texts_that_are_the_same_stay_in_one_part(pairs, seed):
+    examples = [Example(*pair) for pair in pairs] + rows(40)
+    parts = split_examples(examples, {"train": 0.5, "test": 0.5}, seed=seed)
+    for same in (["Habari", "habari", " HABARI "], ["Adé", "Ade\u0301"], ["b"], ["c"]):
+        homes = {name for name, part in parts.items() for row in part if row.text in same}
+        assert len(homes) <= 1
+
+
+def test_parts_keep_the_order_of_the_examples():
+    examples = rows(40, 40)
+    for part in split_examples(examples, SHARES).values():
+        places = [examples.index(row) for row in part]
+        assert places == sorted(places)
+
+
+def test_the_split_depends_on_the_seed_and_not_on_the_order_of_rows():
+    examples = rows(50, 50)
+    first, second = (split_examples(examples, SHARES, seed=seed) for seed in (0, 1))
+    assert first != second
+    backwards = split_examples(examples[::-1], SHARES, seed=0)
+    assert {n: set(part) for n, part in backwards.items()} == {n: set(p) for n, p in first.items()}
+
+
+def test_the_split_is_the_same_in_every_process():
+    code = """
+from adaptx.data.read import Example
+from adaptx.data.splits import split_examples
+rows = [Example(f"text {i}", f"label {i % 3}") for i in range(60)]
+parts = split_examples(rows, {"train": 0.8, "dev": 0.1, "test": 0.1}, seed=7)
+print([row.text.split()[1] for row in parts["test"]])
+"""
+    for hash_seed in ("0", "1"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+        )
+        assert done.stdout == "['5', '7', '24', '26', '27', '28']\n"
+
+
+def test_rows_without_labels_are_split_too():
+    parts = split_examples([Example(str(i)) for i in range(20)], {"train": 0.5, "test": 0.5})
+    assert [len(part) for part in parts.values()] == [10, 10]
+
+
+@pytest.mark.parametrize(
+    "shares", [{}, {"train": 1.0}, {"train": 0.9, "test": 0.2}, {"train": 1.0, "test": 0.0}]
+)
+def test_shares_that_are_no_shares_are_refused(shares):
+    with pytest.raises(OptionError, match=r"[Ss]hares"):
+        split_examples(rows(20), shares)
+
+
+def test_a_part_that_would_be_empty_is_refused():
+    with pytest.raises(
+        DataError, match=r"3 rows \(3 different texts\) leave dev, test without any"
+    ):
+        split_examples(rows(3), SHARES)
+    with pytest.raises(DataError, match=r"9 rows \(1 different texts\) leave test without"):
+        split_examples([Example("a", "x")] * 9, {"train": 0.5, "test": 0.5})
+
+
+def test_a_written_split_is_read_back(tmp_path):
+    examples = [Example(f"{i} ሰላም \u2028👑\n\t", "a/b") for i in range(20)]
+    parts = split_examples(examples, {"train": 0.5, "test": 0.5})
+    write_split(parts, tmp_path / "s", {"source": "here", "seed": 0})
+    for name, part in parts.items():
+        found = read_examples(tmp_path / "s" / f"{name}.jsonl")
+        assert [(row.text, row.label) for row in found] == [(row.text, row.label) for row in part]
+    manifest = storage.read_manifest(tmp_path / "s", "data")
+    assert manifest["rows"] == {"train": 10, "test": 10}
+    assert manifest["files"].keys() == {"train.jsonl", "test.jsonl"}
+    assert json.loads((tmp_path / "s" / "adaptx.json").read_text())["source"] == "here"
+    with pytest.raises(OutputExists):
+        write_split(parts, tmp_path / "s", {})
+    write_split(parts, tmp_path / "s", {}, overwrite=True)
