@@ -44,6 +44,8 @@ TORCH_FREE = [
     "adaptx.tasks",
     "adaptx.storage",
     "adaptx.adapters.folder",
+    "adaptx.training.runs",
+    "adaptx.training.curves",
 ]
 HEAVY = ["torch", "transformers", "peft", "accelerate", "onnxruntime"]
 
