@@ -67,9 +67,14 @@ def plot_runs(runs: Sequence[Run], path: Path, metric: str | None = None) -> Non
         axes.spines[["top", "right"]].set_visible(False)
         if not drawn:
             axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center")
-    handles, names = (left if any(steps) else right).get_legend_handles_labels()
+    legend = {
+        name: handle
+        for axes in (left, right)  # a run that is drawn in both shows its marker
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    columns = min(3, len(legend))
     figure.legend(
-        handles, names, loc="outside lower center", ncols=min(3, len(names)), frameon=False
+        legend.values(), legend.keys(), loc="outside lower center", ncols=columns, frameon=False
     )
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     figure.savefig(part, dpi=150)
@@ -108,12 +113,12 @@ def _scores(
     best = run.best or {}
     if _number(best.get(metric)):
         axes.plot(
-            best["epoch"], best[metric], marker=marker, markersize=11, color=colour,
-            markerfacecolor="none", markeredgewidth=1.8, linestyle="none",
+            best["epoch"], best[metric], marker="o", markersize=13, color=colour,
+            markerfacecolor="none", markeredgewidth=1.4, linestyle="none",
         )  # fmt: skip
         axes.annotate(
             f"{best[metric]:.3f}", (best["epoch"], best[metric]), color=colour,
-            textcoords="offset points", xytext=(0, 9), ha="center", fontsize=9,
+            textcoords="offset points", xytext=(0, 10), ha="center", fontsize=9,
         )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PACKAGES = ("adaptx", "torch", "transformers", "peft", "accelerate")
+UNSAID = ("peft_version", "megatron_core")  # in every configuration, and of no meaning here
 
 
 def check_run(
@@ -187,13 +188,17 @@ class RunLog:
 
 
 def method_config(config: Any) -> dict[str, Any]:
-    """The plain values of a PEFT configuration, those that are set, and its target modules."""
+    """A PEFT configuration for people: its numbers, its names, and what is switched on."""
     if config is None:
         return {}
-    values = {k: v for k, v in config.to_dict().items() if isinstance(v, (bool, int, float, str))}
+    plain = {
+        name: value
+        for name, value in config.to_dict().items()
+        if isinstance(value, (bool, int, float, str)) and value is not False and name not in UNSAID
+    }
     targets = config.target_modules
     named = targets if isinstance(targets, str) or targets is None else ", ".join(sorted(targets))
-    return {**values, "target_modules": named}
+    return {**plain, "target_modules": named}
 
 
 def _versions() -> dict[str, str]:
