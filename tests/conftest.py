@@ -13,6 +13,13 @@ SAMPLE = ROOT / "recipes" / "data" / "swh"
 BUNDLED = "bundled:multilingual-e5-small"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runs_dir(tmp_path_factory):
+    """Where `adaptx train` keeps its runs meanwhile: not in the tree."""
+    os.environ["ADAPTX_RUNS"] = str(tmp_path_factory.mktemp("runs"))
+    return Path(os.environ["ADAPTX_RUNS"])
+
+
 def pytest_collection_modifyitems(items):
     data = os.environ.get("ADAPTX_DATA")
     if data and Path(data).is_dir():

@@ -54,6 +54,8 @@ TORCH_FREE = [
     "adaptx.evaluation.evaluate",
     "adaptx.evaluation.tables",
     "adaptx.evaluation.write",
+    "adaptx.training.runs",
+    "adaptx.training.curves",
 ]
 HEAVY = ["torch", "transformers", "peft", "accelerate", "onnxruntime", "datasets", "pyarrow"]
 

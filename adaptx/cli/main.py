@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from adaptx import __version__
-from adaptx.cli import adapters, data, eval, export, predict, push, train
+from adaptx.cli import adapters, data, doctor, eval, export, predict, push, runs, train
 from adaptx.cli.run import run
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app.command("export", epilog=export.EXAMPLES)(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(adapters.app, name="adapters", epilog=adapters.EXAMPLES)
 app.command("push", epilog=push.EXAMPLES)(push.push)
+app.add_typer(runs.app, name="runs")
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
 def _version(asked: bool) -> None:

@@ -105,6 +105,13 @@ def train(
         bool, typer.Option("--checkpointing", help="Recompute activations: less memory.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed")] = 0,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="The log's new folder \\[default: runs/<name>-<time>]."),
+    ] = None,
+    track: Annotated[
+        str, typer.Option("--track", help="Comma-separated trackers, such as tensorboard,wandb.")
+    ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")
@@ -126,6 +133,8 @@ def train(
     from peft import LoraConfig
 
     import adaptx as ax
+    from adaptx.training.runlog import check_run
+    from adaptx.training.runs import fresh_folder
     from adaptx.training.settings import Settings
 
     settings: dict[str, Any] = {
@@ -134,6 +143,9 @@ def train(
         "patience": patience, "max_length": max_length, "seed": seed,
     }  # fmt: skip
     plan = Settings(**settings)
+    trackers = [tracker.strip() for tracker in track.split(",") if tracker.strip()]
+    called = name or output.resolve().name
+    check_run(run or fresh_folder(called), trackers, None)
     if r < 1:
         raise OptionError(f"--r {r} must be at least 1.")
     asked: Any = [part.strip() for part in target_modules.split(",")]
@@ -145,7 +157,7 @@ def train(
         use_rslora=use_rslora,
     )
     opened = ax.Encoder.from_pretrained(encoder, prefix=prefix)
-    common: dict[str, Any] = {"name": name or output.resolve().name, "language": language}
+    common: dict[str, Any] = {"name": called, "language": language}
     chosen = config if method is Method.lora else None
     if dry_run:
         adapter = ax.Adapter.new(opened, task, chosen, max_length=max_length, **common)
@@ -161,6 +173,7 @@ def train(
             f"{steps} steps; into {output}."
         )
         return
+    run = run or fresh_folder(called)
     try:
         adapter = ax.train(
             opened,
@@ -170,6 +183,8 @@ def train(
             dev=dev_rows,
             precision=precision.value if precision else None,
             checkpointing=checkpointing,
+            run=run,
+            trackers=trackers,
             **common,
             **settings,
         )
@@ -182,7 +197,7 @@ def train(
         adapter.save(output, overwrite=overwrite)
         best = adapter.facts.training["best"]
         score = f", dev accuracy {best['accuracy']:.3f} (epoch {best['epoch']})" if best else ""
-        typer.echo(f"Wrote {output}: {adapter.name} ({method.value}){score}.")
+        typer.echo(f"Wrote {output}: {adapter.name} ({method.value}){score}. Its log: {run}.")
 
 
 def _main_process() -> bool:

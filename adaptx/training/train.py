@@ -28,8 +28,9 @@ from adaptx.errors import OptionError, TrainingDiverged, choices
 from adaptx.evaluation.metrics import classification_scores
 from adaptx.tasks import Classification
 from adaptx.training.display import Display
-from adaptx.training.plan import Plan
+from adaptx.training.plan import Plan, Step
 from adaptx.training.probe import fit_probe, pooled_states
+from adaptx.training.runlog import RunLog, check_run, method_config
 from adaptx.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def train(
     precision: str | None = None,
     checkpointing: bool = False,
     accelerator: Accelerator | None = None,
+    run: str | Path | None = None,
+    trackers: Sequence[str] = (),
     **settings: Any,
 ) -> Adapter:
     """Train an adapter for `task` on a frozen encoder; returns the best on dev.
@@ -63,12 +66,15 @@ def train(
     encoder; None fits a probe, a head alone. `train` and `dev` are files (see
     adaptx.data.read) or examples; without `dev` the last epoch's weights are kept. `precision` is
     "no", "bf16" or "fp16" for the forward pass; None takes what `accelerate launch` says.
-    `checkpointing` recomputes activations to save memory. `settings` are those of `Settings`.
+    `checkpointing` recomputes activations to save memory. `run` is a new folder for a log (see
+    adaptx.training.runs), and `trackers` are names that Accelerate knows, such as "tensorboard";
+    an `accelerator` of your own brings its own. `settings` are those of `Settings`.
 
     Everything is checked before any work: raises DataError, SiteError or OptionError. Raises
     TrainingDiverged when the loss becomes NaN or infinite, with the last good adapter.
     """
     options = _settings(settings)
+    run = check_run(run, trackers, accelerator)
     columns = {"text_column": text_column, "label_column": label_column}
     train_rows = _examples(train, columns)
     dev_rows = _examples(dev, columns) if dev is not None else []
@@ -83,7 +89,7 @@ def train(
         max_length=options.max_length,
         seed=options.seed,
     )
-    accelerator = accelerator or _accelerator(precision)
+    accelerator = accelerator or _accelerator(precision, run, trackers)
     if not str(accelerator.distributed_type.value).startswith(("NO", "MULTI_")):
         raise OptionError(
             f"Training by {accelerator.distributed_type.value} isn't there yet: choose no "
@@ -93,15 +99,18 @@ def train(
     adapter.to(accelerator.device)
     job = _Job(encoder, adapter, task, options, accelerator)
     data = _encoded(job, train_rows), _encoded(job, dev_rows)
-    if config is None:
-        _record(job, data, _probe(job, *data))
-    else:
-        held = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-        with (
-            encoder.checkpointing(adapter.model) if checkpointing else nullcontext(),
-            cast_sites(encoder.sites.values(), held if adapter.sites else None),
-        ):
-            _loop(job, *data)
+    with RunLog(run, accelerator, _about(job, data, config)) as log:
+        if config is None:
+            history = _probe(job, *data)
+            log.epoch(history[-1], best=True)
+            _record(job, data, history)
+        else:
+            held = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+            with (
+                encoder.checkpointing(adapter.model) if checkpointing else nullcontext(),
+                cast_sites(encoder.sites.values(), held if adapter.sites else None),
+            ):
+                _loop(job, *data, log)
     accelerator.wait_for_everyone()
     return adapter.requires_grad_(False).eval()
 
@@ -139,7 +148,7 @@ class _Routed(nn.Module):
         return self.adapter.logits(self.adapter.hidden(self.encoder, input_ids, mask), mask)
 
 
-def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
+def _loop(job: _Job, train: _Rows, dev: _Rows, log: RunLog) -> None:
     """Train the adapter in place, to its best epoch on dev, and record how it went."""
     from accelerate.utils import set_seed
     from transformers import get_linear_schedule_with_warmup
@@ -182,13 +191,22 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
                         micro = _loss_sum(job, model, train, rows) / step.rows
                         accelerator.backward(micro * undivided)
                         loss += micro.detach()
-                loss_value = float(accelerator.reduce(loss, "sum"))
+                seen = torch.stack([loss, _tokens(train, step).to(loss)])
+                loss_value, tokens = accelerator.reduce(seen, "sum").tolist()
                 norm = accelerator.clip_grad_norm_(adapter.trainable(), options.clip or math.inf)
                 scaled = accelerator.scaler is not None  # fp16's scaler skips an overflow itself
                 if not math.isfinite(loss_value):
                     raise kept.diverged(f"the loss is {loss_value}", step_number, epoch)
                 if not scaled and norm is not None and not torch.isfinite(norm):
                     raise kept.diverged("the gradient isn't finite", step_number, epoch)
+                log.step(
+                    step_number,
+                    epoch,
+                    loss=loss_value,
+                    lr=schedule.get_last_lr()[0],
+                    grad_norm=float(norm) if norm is not None else math.nan,
+                    tokens=int(tokens),
+                )
                 optimizer.step()
                 own_model.after_backward(adapter.model, step_number)
                 schedule.step()
@@ -208,7 +226,9 @@ def _loop(job: _Job, train: _Rows, dev: _Rows) -> None:
                 raise kept.diverged("a weight isn't finite after it", step_number, epoch)
             if not math.isfinite(entry.get("dev_loss", 0.0)):
                 raise kept.diverged(f"the dev loss is {entry['dev_loss']}", step_number, epoch)
-            display.epoch(entry, kept.offer(entry))
+            best = kept.offer(entry)
+            display.epoch(entry, best)
+            log.epoch(entry, best)
             if options.patience and dev.ids and epoch - kept.best["epoch"] >= options.patience:
                 display.say(f"No better dev {options.metric} for {options.patience} epochs: done.")
                 break
@@ -268,6 +288,40 @@ class _Kept:
         )
 
 
+def _tokens(train: _Rows, step: Step) -> Tensor:
+    """How many tokens of a step this process holds, without padding."""
+    return torch.tensor(sum(len(train.ids[row]) for rows in step.micro_batches for row in rows))
+
+
+def _about(
+    job: _Job, data: tuple[_Rows, _Rows], config: PeftConfig | Full | None
+) -> dict[str, Any]:
+    """What a run's log says of the training before it begins."""
+    facts = job.adapter.facts
+    return {
+        "name": facts.name,
+        "encoder": facts.encoder,
+        "method": facts.method,
+        "task": facts.task,
+        "config": method_config(config),
+        **_facts(job, data),
+    }
+
+
+def _facts(job: _Job, data: tuple[_Rows, _Rows]) -> dict[str, Any]:
+    train, dev = data
+    probe = job.adapter.facts.method == "probe"  # fitted, not trained: few settings are its own
+    settings = asdict(job.options)
+    used = ("seed", "max_length", "metric") if probe else tuple(settings)
+    return {
+        "settings": {name: settings[name] for name in used},
+        "precision": "no" if probe else job.accelerator.mixed_precision,
+        "processes": job.accelerator.num_processes,
+        "train_rows": len(train.ids),
+        "dev_rows": len(dev.ids),
+    }
+
+
 def _record(
     job: _Job,
     data: tuple[_Rows, _Rows],
@@ -276,18 +330,10 @@ def _record(
     seconds: float | None = None,
 ) -> None:
     """Write into the adapter how it was trained."""
-    train, dev = data
     best = best or history[-1]
-    probe = job.adapter.facts.method == "probe"  # fitted, not trained: few settings are its own
-    settings = asdict(job.options)
-    used = ("seed", "max_length", "metric") if probe else tuple(settings)
     facts = {
-        "settings": {name: settings[name] for name in used},
-        "precision": "no" if probe else job.accelerator.mixed_precision,
-        "processes": job.accelerator.num_processes,
-        "train_rows": len(train.ids),
-        "dev_rows": len(dev.ids),
-        "best": best if dev.ids else None,
+        **_facts(job, data),
+        "best": best if data[1].ids else None,
         "history": history,
     }
     job.adapter.with_training(facts | ({"seconds": round(seconds, 1)} if seconds else {}))
@@ -339,13 +385,15 @@ def _probe(job: _Job, train: _Rows, dev: _Rows) -> list[dict[str, Any]]:
     return [entry]
 
 
-def _accelerator(precision: str | None) -> Accelerator:
+def _accelerator(precision: str | None, run: Path | None, trackers: Sequence[str]) -> Accelerator:
     from accelerate import Accelerator
 
     if precision is not None and precision not in PRECISIONS:
         raise OptionError(f"precision={precision!r} is none of {choices(PRECISIONS)}.")
     try:
-        return Accelerator(mixed_precision=precision)
+        return Accelerator(
+            mixed_precision=precision, log_with=list(trackers) or None, project_dir=run
+        )
     except ValueError as error:
         raise OptionError(f"Accelerate refuses precision={precision!r}: {error}") from error
 

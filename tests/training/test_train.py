@@ -246,11 +246,11 @@ def test_settings_say_what_they_are():
     assert set(Settings.__dataclass_fields__) <= set((Settings.__doc__ or "").split())
 
 
-def run_ranks(world, folder, meeting):
+def run_ranks(world, folder, meeting, *more):
     script = Path(__file__).with_name("two_processes.py")
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), str(folder), str(SAMPLE), str(meeting)],
+            [sys.executable, str(script), str(folder), str(SAMPLE), str(meeting), *map(str, more)],
             env={
                 **os.environ,
                 **dict.fromkeys(("RANK", "LOCAL_RANK") if world > 1 else (), str(rank)),

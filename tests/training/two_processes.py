@@ -14,7 +14,7 @@ from peft import LoraConfig
 import adaptx as ax
 
 
-def main(encoder_folder, data, meeting):
+def main(encoder_folder, data, meeting, run=None):
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         torch.distributed.init_process_group(
@@ -37,6 +37,7 @@ def main(encoder_folder, data, meeting):
         accumulate=4,  # 9 rows in 4 micro-batches on 2 processes: some have a single row
         lr=3e-3,
         accelerator=accelerator,
+        run=run,
     )
     print(
         json.dumps(
