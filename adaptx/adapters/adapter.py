@@ -421,13 +421,15 @@ def read_config(path: Path) -> Any:
     """The PEFT configuration in a file; FolderError for one that this peft doesn't know."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    kind = storage.read_json(path).get("peft_type")
+    value = storage.read_json(path)
+    kind = value.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise FolderError(f"{path} configures {kind!r}, no method that this peft knows.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(path.parent))
+            made_by = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+            config = made_by.from_peft_type(**made_by.check_kwargs(**value))
     except (TypeError, ValueError, AttributeError) as error:
         raise FolderError(f"{path} can't be a configuration of {kind}: {error}") from error
     if getattr(config, "megatron_config", None):  # PEFT would import the module that it names

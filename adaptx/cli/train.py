@@ -18,17 +18,31 @@ EXAMPLES = """
 
   adaptx train --train train.jsonl -o adapters/probe --method probe
 
+  adaptx train --train train.jsonl --dev dev.jsonl -o models/full --method full --lr 5e-5
+
+  adaptx train --train train.jsonl -o adapters/ia3 --config ia3.json
+
   accelerate launch -m adaptx train --train big.csv.gz --dev dev.csv -o adapters/big --r 32
 
-Files are JSONL, TSV or CSV, gzipped or not, in UTF-8.
+Data: JSONL, TSV, CSV, Parquet, or hf:<dataset>/<config>:<split> (docs/data.md).
 """
+
+WAYS = {  # what `Facts.way` means to a person
+    "head": "a head on the plain encoder",
+    "bank": "in the bank: a batch may mix it with others",
+    "own pass": "PEFT's layers: batches of its own, exports merged",
+    "model": "a whole model: batches of its own, exports alone",
+}
+LRS = {"full": 5e-5}  # a whole model takes a smaller step than an adapter: 1e-3
 
 
 class Method(str, Enum):
-    """How the adapter changes the encoder."""
+    """How the encoder is changed."""
 
     lora = "lora"
+    dora = "dora"
     probe = "probe"
+    full = "full"
 
 
 class Precision(str, Enum):
@@ -40,48 +54,61 @@ class Precision(str, Enum):
 
 
 def train(
-    train: Annotated[Path, typer.Option("--train", help="Training data.")],
+    train: Annotated[str, typer.Option("--train", help="Training data: a file, or hf:….")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The adapter's new folder.")],
     dev: Annotated[
-        Path | None, typer.Option("--dev", help="Development data: chooses the best epoch.")
+        str | None, typer.Option("--dev", help="Development data: chooses the best epoch.")
     ] = None,
     encoder: Annotated[
         str, typer.Option("--encoder", "-e", help="Hub name, local folder, or bundled:… name.")
     ] = DEFAULT_ENCODER,
     prefix: Annotated[
         str | None,
-        typer.Option("--prefix", help="Put before every text [default: 'query: ' for e5]."),
+        typer.Option("--prefix", help="Put before every text.", show_default="'query: ' for e5"),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="The adapter's name [default: the folder's].")
+        str | None, typer.Option("--name", help="The adapter's.", show_default="the folder's")
     ] = None,
     language: Annotated[str | None, typer.Option("--language", help="Such as sw.")] = None,
     labels: Annotated[
-        str | None, typer.Option("--labels", help="Comma-separated [default: those of --train].")
+        str | None,
+        typer.Option("--labels", help="Comma-separated, in order.", show_default="--train's"),
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option("--text-column", help="[default: text, sentence, tweet …]")
+        str | None, typer.Option("--text-column", show_default="text, sentence, tweet …")
     ] = None,
     label_column: Annotated[
-        str | None, typer.Option("--label-column", help="[default: label, category, topic …]")
+        str | None, typer.Option("--label-column", show_default="label, category, topic …")
     ] = None,
     method: Annotated[
-        Method, typer.Option("--method", help="lora, or a head alone.")
+        Method,
+        typer.Option("--method", help="LoRA, DoRA, a head alone (probe), or every weight (full)."),
     ] = Method.lora,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Any of PEFT's methods: its adapter_config.json, as JSON."),
+    ] = None,
     r: Annotated[int, typer.Option("--r", help="LoRA's rank.")] = 16,
     lora_alpha: Annotated[
-        float | None, typer.Option("--lora-alpha", help="The scale is alpha / r [default: r].")
+        float | None,
+        typer.Option("--lora-alpha", help="The scale is alpha / r.", show_default="r"),
     ] = None,
     target_modules: Annotated[
         str, typer.Option("--target-modules", help="all-linear, or comma-separated suffixes.")
     ] = "all-linear",
-    lora_dropout: Annotated[float, typer.Option("--lora-dropout")] = 0.0,
+    dropout: Annotated[
+        float | None,
+        typer.Option("--dropout", help="LoRA's, or a whole model's.", show_default="0; full: 0.1"),
+    ] = None,
     use_rslora: Annotated[
         bool, typer.Option("--use-rslora", help="Scale alpha / sqrt(r).")
     ] = False,
     pooling: Annotated[str, typer.Option("--pooling", help="mean or cls.")] = "mean",
     epochs: Annotated[int, typer.Option("--epochs")] = 10,
-    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", help="Peak learning rate.", show_default="1e-3; full: 5e-5"),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", help="Rows of a step, over all processes.")
     ] = 16,
@@ -99,7 +126,7 @@ def train(
     ] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="In tokens.")] = None,
     precision: Annotated[
-        Precision | None, typer.Option("--precision", help="[default: accelerate's]")
+        Precision | None, typer.Option("--precision", show_default="accelerate's")
     ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations: less memory.")
@@ -107,7 +134,7 @@ def train(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="The log's new folder \\[default: runs/<name>-<time>]."),
+        typer.Option("--run", help="The log's new folder.", show_default="runs/<name>-<time>"),
     ] = None,
     track: Annotated[
         str, typer.Option("--track", help="Comma-separated trackers, such as tensorboard,wandb.")
@@ -119,26 +146,25 @@ def train(
 ) -> None:
     """Train an adapter on a frozen encoder, and keep the best epoch on dev."""
     from adaptx import storage
-    from adaptx.data.read import read_examples
+    from adaptx.data.large import open_examples
     from adaptx.tasks import Classification
 
     storage.check_output(output, overwrite)
     names = tuple(label.strip() for label in labels.split(",")) if labels else ()
-    train_rows = read_examples(train, text_column=text_column, label_column=label_column)
-    dev_rows = (
-        read_examples(dev, text_column=text_column, label_column=label_column) if dev else None
-    )
+    columns: Any = {"text_column": text_column, "label_column": label_column}
+    train_rows = open_examples(train, **columns)
+    dev_rows = open_examples(dev, **columns) if dev else None
     task = Classification(names, pooling).fit(train_rows, dev_rows or ())
 
-    from peft import LoraConfig
-
     import adaptx as ax
+    from adaptx.adapters.adapter import read_config
     from adaptx.training.runlog import check_run
     from adaptx.training.runs import fresh_folder
     from adaptx.training.settings import Settings
 
     settings: dict[str, Any] = {
-        "epochs": epochs, "lr": lr, "batch_size": batch_size, "accumulate": accumulate,
+        "epochs": epochs, "lr": LRS.get(method.value, 1e-3) if lr is None else lr,
+        "batch_size": batch_size, "accumulate": accumulate,
         "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "metric": metric,
         "patience": patience, "max_length": max_length, "seed": seed,
     }  # fmt: skip
@@ -146,31 +172,24 @@ def train(
     trackers = [tracker.strip() for tracker in track.split(",") if tracker.strip()]
     called = name or output.resolve().name
     check_run(run or fresh_folder(called), trackers, None)
-    if r < 1:
-        raise OptionError(f"--r {r} must be at least 1.")
-    asked: Any = [part.strip() for part in target_modules.split(",")]
-    config = LoraConfig(
-        r=r,
-        lora_alpha=lora_alpha if lora_alpha is not None else r,
-        target_modules=target_modules if target_modules == "all-linear" else asked,
-        lora_dropout=lora_dropout,
-        use_rslora=use_rslora,
-    )
+    if config:
+        chosen = read_config(config)
+    else:
+        chosen = _chosen(method, r, lora_alpha, target_modules, dropout, use_rslora)
     opened = ax.Encoder.from_pretrained(encoder, prefix=prefix)
     common: dict[str, Any] = {"name": called, "language": language}
-    chosen = config if method is Method.lora else None
     if dry_run:
         adapter = ax.Adapter.new(opened, task, chosen, max_length=max_length, **common)
         steps = plan.epochs * -(-len(train_rows) // plan.batch_size)
-        lengths = opened.text.ids([opened.prefix + row.text for row in train_rows], max_length)
+        some = [opened.prefix + row.text for row in train_rows[:1000]]
+        longest = max(map(len, opened.text.ids(some, max_length)))
         typer.echo(
-            f"Would train {adapter.name!r} ({method.value}, {len(adapter.sites)} sites, "
-            f"{adapter.parameters_count:,} weights: "
+            f"Would train {adapter.name!r} ({adapter.facts.method}, {len(adapter.sites)} sites; "
+            f"{WAYS[adapter.facts.way]}; {adapter.parameters_count:,} weights: "
             f"{adapter.parameters_count / opened.parameters:.2%} of the encoder's) on "
-            f"{len(train_rows)} rows of at most {max(map(len, lengths))} tokens, "
+            f"{len(train_rows)} rows, of at most {longest} tokens among the first {len(some)}, "
             f"{len(dev_rows or ())} dev rows, labels {', '.join(task.labels)}, prefix "
-            f"{opened.prefix!r}; "
-            f"{steps} steps; into {output}."
+            f"{opened.prefix!r}; {steps} steps; into {output}."
         )
         return
     run = run or fresh_folder(called)
@@ -197,7 +216,40 @@ def train(
         adapter.save(output, overwrite=overwrite)
         best = adapter.facts.training["best"]
         score = f", dev accuracy {best['accuracy']:.3f} (epoch {best['epoch']})" if best else ""
-        typer.echo(f"Wrote {output}: {adapter.name} ({method.value}){score}. Its log: {run}.")
+        typer.echo(
+            f"Wrote {output}: {adapter.name} ({adapter.facts.method}; {WAYS[adapter.facts.way]})"
+            f"{score}. Its log: {run}."
+        )
+
+
+def _chosen(
+    method: Method,
+    r: int,
+    lora_alpha: float | None,
+    target_modules: str,
+    dropout: float | None,
+    use_rslora: bool,
+) -> Any:
+    """The configuration that the options make."""
+    from peft import LoraConfig
+
+    from adaptx.adapters.own_model import Full
+
+    if method is Method.probe:
+        return None
+    if method is Method.full:
+        return Full() if dropout is None else Full(dropout)
+    if r < 1:
+        raise OptionError(f"--r {r} must be at least 1.")
+    asked: Any = [part.strip() for part in target_modules.split(",")]
+    return LoraConfig(
+        r=r,
+        lora_alpha=lora_alpha if lora_alpha is not None else r,
+        target_modules=target_modules if target_modules == "all-linear" else asked,
+        lora_dropout=dropout or 0.0,
+        use_rslora=use_rslora,
+        use_dora=method is Method.dora,
+    )
 
 
 def _main_process() -> bool:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from adaptx.data.read import Example
+from adaptx.data.large import IndexedExamples
+from adaptx.data.records import Example
 from adaptx.errors import DataError, OptionError, choices
 from adaptx.tasks.base import Prediction
 
@@ -54,8 +55,16 @@ class Classification:
         """The task with its labels, after the data has been checked against them.
 
         Raises DataError for an unknown label (file, line, found, allowed), for one class only,
-        and for a label of dev that train lacks.
+        and for a label of dev that train lacks. A file larger than memory isn't read: its labels
+        are the task's or dev's, and a bad row raises its error when its turn comes.
         """
+        if isinstance(train, IndexedExamples):
+            if not self.labels and not dev:
+                raise OptionError(
+                    f"{train.path} is too large to be read for its labels: name them with --labels "
+                    f"(Classification(labels=[…])), or give a dev set that has them all."
+                )
+            return self.fit(dev) if dev else self
         found = sorted({example.label for example in train if example.label is not None})
         task = self if self.labels else Classification(tuple(found), self.pooling)
         if not train:

@@ -30,28 +30,32 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cuts rows of `lengths` tokens, int64 `[rows]`, into steps for `process` of `processes`."""
+    """Cuts rows into steps for `process` of `processes`.
 
-    lengths: np.ndarray
+    `lengths` are the rows' tokens, int64 `[rows]`; without them, rows of any length go together.
+    """
+
+    rows: int
     batch_size: int
     accumulate: int = 1
     processes: int = 1
     process: int = 0
     seed: int = 0
+    lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-self.rows // self.batch_size)
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """The steps of an epoch; its shuffle depends on the seed and the epoch alone."""
         random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self.lengths))
-        batches: list[np.ndarray] = []
-        for start in range(0, len(order), WINDOW * self.batch_size):
-            window = order[start : start + WINDOW * self.batch_size]
-            window = window[np.argsort(self.lengths[window], kind="stable")]
-            batches += np.split(window, range(self.batch_size, len(window), self.batch_size))
-        for i in random.permutation(len(batches)):
-            batch = batches[i]
-            micro = np.array_split(batch, self.accumulate)
-            yield Step(len(batch), tuple(rows[self.process :: self.processes] for rows in micro))
+        order, size = random.permutation(self.rows), self.batch_size
+        for start in range(0, self.rows, WINDOW * size):
+            window = order[start : start + WINDOW * size]
+            if self.lengths is not None:
+                window = window[np.argsort(self.lengths[window], kind="stable")]
+            batches = np.split(window, range(size, len(window), size))
+            for i in random.permutation(len(batches)):
+                micro = np.array_split(batches[i], self.accumulate)
+                mine = tuple(rows[self.process :: self.processes] for rows in micro)
+                yield Step(len(batches[i]), mine)

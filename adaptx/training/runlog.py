@@ -191,12 +191,13 @@ def method_config(config: Any) -> dict[str, Any]:
     """A PEFT configuration for people: its numbers, its names, and what is switched on."""
     if config is None:
         return {}
+    values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
     plain = {
         name: value
-        for name, value in config.to_dict().items()
+        for name, value in values.items()
         if isinstance(value, (bool, int, float, str)) and value is not False and name not in UNSAID
     }
-    targets = config.target_modules
+    targets = values.get("target_modules")
     named = targets if isinstance(targets, str) or targets is None else ", ".join(sorted(targets))
     return {**plain, "target_modules": named}
 

@@ -5,12 +5,10 @@ Dimensions: B rows of a micro-batch, S tokens, L labels.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +19,17 @@ from torch import Tensor, nn
 from adaptx.adapters import own_model
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
-from adaptx.data.read import Example, read_examples
 from adaptx.encoder.encoder import Encoder
 from adaptx.encoder.sites import cast_sites
-from adaptx.errors import OptionError, TrainingDiverged, choices
+from adaptx.errors import OptionError, choices
 from adaptx.evaluation.metrics import classification_scores
 from adaptx.tasks import Classification
 from adaptx.training.display import Display
-from adaptx.training.plan import Plan, Step
+from adaptx.training.plan import Plan
 from adaptx.training.probe import fit_probe, pooled_states
-from adaptx.training.runlog import RunLog, check_run, method_config
+from adaptx.training.record import Job, Kept
+from adaptx.training.rows import Data, EncodedRows, open_data, training_rows
+from adaptx.training.runlog import RunLog, check_run
 from adaptx.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 PRECISIONS = ("no", "bf16", "fp16")
-
-Data = str | Path | Sequence[Example]
 
 
 def train(
@@ -76,8 +73,8 @@ def train(
     options = _settings(settings)
     run = check_run(run, trackers, accelerator)
     columns = {"text_column": text_column, "label_column": label_column}
-    train_rows = _examples(train, columns)
-    dev_rows = _examples(dev, columns) if dev is not None else []
+    train_rows = open_data(train, **columns)
+    dev_rows = open_data(dev, **columns) if dev is not None else []
     task = task.fit(train_rows, dev_rows)
     steps = options.epochs * -(-len(train_rows) // options.batch_size)
     adapter = Adapter.new(
@@ -97,39 +94,23 @@ def train(
         )
     encoder.to(accelerator.device)
     adapter.to(accelerator.device)
-    job = _Job(encoder, adapter, task, options, accelerator)
-    data = _encoded(job, train_rows), _encoded(job, dev_rows)
-    with RunLog(run, accelerator, _about(job, data, config)) as log:
+    encoded = training_rows(encoder, adapter, task, train_rows)
+    held_out = EncodedRows.of(encoder, adapter, task, dev_rows)
+    job = Job(encoder, adapter, task, options, accelerator, encoded, held_out)
+    with RunLog(run, accelerator, job.about(config)) as log:
         if config is None:
-            history = _probe(job, *data)
+            history = _probe(job)
             log.epoch(history[-1], best=True)
-            _record(job, data, history)
+            job.record(history)
         else:
             held = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
             with (
                 encoder.checkpointing(adapter.model) if checkpointing else nullcontext(),
                 cast_sites(encoder.sites.values(), held if adapter.sites else None),
             ):
-                _loop(job, *data, log)
+                _loop(job, log)
     accelerator.wait_for_everyone()
     return adapter.requires_grad_(False).eval()
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Encoded examples: token ids, and targets int64 `[rows]`."""
-
-    ids: list[list[int]]
-    targets: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Job:
-    encoder: Encoder
-    adapter: Adapter
-    task: Classification
-    options: Settings
-    accelerator: Accelerator
 
 
 class _Routed(nn.Module):
@@ -148,7 +129,7 @@ class _Routed(nn.Module):
         return self.adapter.logits(self.adapter.hidden(self.encoder, input_ids, mask), mask)
 
 
-def _loop(job: _Job, train: _Rows, dev: _Rows, log: RunLog) -> None:
+def _loop(job: Job, log: RunLog) -> None:
     """Train the adapter in place, to its best epoch on dev, and record how it went."""
     from accelerate.utils import set_seed
     from transformers import get_linear_schedule_with_warmup
@@ -156,12 +137,13 @@ def _loop(job: _Job, train: _Rows, dev: _Rows, log: RunLog) -> None:
     options, accelerator, adapter = job.options, job.accelerator, job.adapter
     set_seed(options.seed + accelerator.process_index)  # dropout: each process draws its own
     plan = Plan(
-        np.array([len(ids) for ids in train.ids]),
+        len(job.train),
         options.batch_size,
         options.accumulate,
         accelerator.num_processes,
         accelerator.process_index,
         options.seed,
+        job.train.lengths,
     )
     matrices = [p for p in adapter.trainable() if p.ndim > 1]
     vectors = [p for p in adapter.trainable() if p.ndim <= 1]  # biases, norms: not decayed
@@ -174,7 +156,7 @@ def _loop(job: _Job, train: _Rows, dev: _Rows, log: RunLog) -> None:
     # `accelerate launch --gradient_accumulation_steps` makes backward() divide; `accumulate` is
     # what counts here, and an optimizer step's loss is the global batch's mean whatever was said.
     undivided = accelerator.num_processes * accelerator.gradient_accumulation_steps
-    kept = _Kept(job, (train, dev))
+    kept = Kept(job)
     step_number = 0
     with Display(accelerator, total) as display:
         for epoch in range(1, options.epochs + 1):
@@ -182,16 +164,16 @@ def _loop(job: _Job, train: _Rows, dev: _Rows, log: RunLog) -> None:
             losses, started = [], time.perf_counter()
             for step in plan.steps(epoch):
                 step_number += 1
-                loss = torch.zeros((), device=accelerator.device)
+                seen = torch.zeros(2, device=accelerator.device)  # the loss, and tokens
                 for i, rows in enumerate(step.micro_batches):
                     last = i == len(step.micro_batches) - 1
                     with nullcontext() if last else accelerator.no_sync(model):
                         # The mean over the *global* batch, whoever holds its rows: DDP averages
                         # the processes' gradients, so each counts its own rows that many times.
-                        micro = _loss_sum(job, model, train, rows) / step.rows
+                        total_loss, tokens = _loss_sum(job, model, rows)
+                        micro = total_loss / step.rows
                         accelerator.backward(micro * undivided)
-                        loss += micro.detach()
-                seen = torch.stack([loss, _tokens(train, step).to(loss)])
+                        seen += torch.stack([micro.detach(), micro.new_tensor(tokens)])
                 loss_value, tokens = accelerator.reduce(seen, "sum").tolist()
                 norm = accelerator.clip_grad_norm_(adapter.trainable(), options.clip or math.inf)
                 scaled = accelerator.scaler is not None  # fp16's scaler skips an overflow itself
@@ -218,8 +200,8 @@ def _loop(job: _Job, train: _Rows, dev: _Rows, log: RunLog) -> None:
                 "loss": float(np.mean(losses)),
                 "seconds": round(time.perf_counter() - started, 2),
             }
-            if dev.ids:
-                entry |= _evaluate(job, model, dev)
+            if len(job.dev):
+                entry |= _evaluate(job, model)
             # The last step's weights have been through no loss yet.
             weights = (*adapter.weights().values(), *adapter.deltas().values())
             if not all(weight.isfinite().all() for weight in weights):
@@ -229,129 +211,37 @@ def _loop(job: _Job, train: _Rows, dev: _Rows, log: RunLog) -> None:
             best = kept.offer(entry)
             display.epoch(entry, best)
             log.epoch(entry, best)
-            if options.patience and dev.ids and epoch - kept.best["epoch"] >= options.patience:
+            if options.patience and len(job.dev) and epoch - kept.best["epoch"] >= options.patience:
                 display.say(f"No better dev {options.metric} for {options.patience} epochs: done.")
                 break
     kept.restore()
 
 
-def _loss_sum(job: _Job, model: nn.Module, train: _Rows, rows: np.ndarray) -> Tensor:
-    """The sum of the rows' losses; 0 with a gradient of zeros when this process has none."""
-    chosen = rows if len(rows) else np.zeros(1, dtype=np.int64)
-    batch = job.encoder.text.batch(train.ids, chosen)
+def _loss_sum(job: Job, model: nn.Module, rows: np.ndarray) -> tuple[Tensor, int]:
+    """The sum of the rows' losses, and their tokens without padding.
+
+    When this process has no rows: 0, with a gradient of zeros.
+    """
+    batch, targets = job.train.batch(rows if len(rows) else np.zeros(1, dtype=np.int64))
     logits = model(_tensor(job, batch.input_ids), _tensor(job, batch.attention_mask))
-    losses = job.task.losses(logits, _tensor(job, train.targets[chosen]))
-    pull = own_model.regularization(job.adapter.model)
-    return (losses.sum() + pull * len(chosen)) * (1.0 if len(rows) else 0.0)
-
-
-class _Kept:
-    """The epochs so far, and the best: by dev's metric, then its loss; without dev, the last."""
-
-    def __init__(self, job: _Job, data: tuple[_Rows, _Rows]):
-        self.job, self.data, self.started = job, data, time.perf_counter()
-        self.best: dict[str, Any] = {}
-        self.history: list[dict[str, Any]] = []
-        self.weights: dict[str, Tensor] = {}
-
-    def offer(self, entry: dict[str, Any]) -> bool:
-        """Keep the adapter as it is now if the epoch is the best so far; whether it is."""
-        self.history.append(entry)
-        if self.best and self._rank(entry) <= self._rank(self.best):
-            return False
-        self.best, self.weights = entry, copy.deepcopy(self.job.adapter.weights())
-        return True
-
-    def _rank(self, entry: Mapping[str, Any]) -> tuple[float, float]:
-        if "dev_loss" not in entry:
-            return float(entry["epoch"]), 0.0
-        return entry[self.job.options.metric], -entry["dev_loss"]
-
-    def restore(self) -> None:
-        """Put the best epoch's weights back, and record the training."""
-        self.job.adapter.load_state_dict(self.weights, strict=False)
-        seconds = time.perf_counter() - self.started
-        _record(self.job, self.data, self.history, self.best, seconds)
-
-    def diverged(self, what: str, step: int, epoch: int) -> TrainingDiverged:
-        """The error for a training that left the numbers, with the last good adapter."""
-        if self.best:
-            self.restore()
-            good = f"The adapter of epoch {self.best['epoch']} is kept"
-        else:
-            good = "No epoch was finished, so there is no adapter to keep"
-        return TrainingDiverged(
-            f"Training diverged at step {step} (epoch {epoch}): {what}. {good}. Lower the learning "
-            f"rate (now {self.job.options.lr:g}), or raise the warm-up.",
-            step,
-            self.job.adapter.requires_grad_(False) if self.best else None,
-        )
-
-
-def _tokens(train: _Rows, step: Step) -> Tensor:
-    """How many tokens of a step this process holds, without padding."""
-    return torch.tensor(sum(len(train.ids[row]) for rows in step.micro_batches for row in rows))
-
-
-def _about(
-    job: _Job, data: tuple[_Rows, _Rows], config: PeftConfig | Full | None
-) -> dict[str, Any]:
-    """What a run's log says of the training before it begins."""
-    facts = job.adapter.facts
-    return {
-        "name": facts.name,
-        "encoder": facts.encoder,
-        "method": facts.method,
-        "task": facts.task,
-        "config": method_config(config),
-        **_facts(job, data),
-    }
-
-
-def _facts(job: _Job, data: tuple[_Rows, _Rows]) -> dict[str, Any]:
-    train, dev = data
-    probe = job.adapter.facts.method == "probe"  # fitted, not trained: few settings are its own
-    settings = asdict(job.options)
-    used = ("seed", "max_length", "metric") if probe else tuple(settings)
-    return {
-        "settings": {name: settings[name] for name in used},
-        "precision": "no" if probe else job.accelerator.mixed_precision,
-        "processes": job.accelerator.num_processes,
-        "train_rows": len(train.ids),
-        "dev_rows": len(dev.ids),
-    }
-
-
-def _record(
-    job: _Job,
-    data: tuple[_Rows, _Rows],
-    history: list[dict[str, Any]],
-    best: dict[str, Any] | None = None,
-    seconds: float | None = None,
-) -> None:
-    """Write into the adapter how it was trained."""
-    best = best or history[-1]
-    facts = {
-        **_facts(job, data),
-        "best": best if data[1].ids else None,
-        "history": history,
-    }
-    job.adapter.with_training(facts | ({"seconds": round(seconds, 1)} if seconds else {}))
+    losses = job.task.losses(logits, _tensor(job, targets))
+    total = losses.sum() + own_model.regularization(job.adapter.model) * len(targets)
+    return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
 
 
 @torch.no_grad()
-def _evaluate(job: _Job, model: nn.Module, dev: _Rows) -> dict[str, float]:
+def _evaluate(job: Job, model: nn.Module) -> dict[str, float]:
     """Loss and scores on dev; the processes share the rows and all get the answer."""
     from accelerate.utils import gather_object
 
     model.eval()
-    accelerator, text = job.accelerator, job.encoder.text
+    accelerator, dev = job.accelerator, job.dev
     mine = np.arange(len(dev.ids))[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[int, list[float]]] = []
     # Twice a training micro-batch: no gradients are kept.
     share = job.options.accumulate * accelerator.num_processes
     rows_at_once = 2 * max(1, job.options.batch_size // share)
-    for batch in text.batches([dev.ids[row] for row in mine], rows_at_once):
+    for batch in job.encoder.text.batches([dev.ids[row] for row in mine], rows_at_once):
         logits = model(_tensor(job, batch.input_ids), _tensor(job, batch.attention_mask))
         found += zip(mine[batch.rows].tolist(), logits.float().cpu().tolist(), strict=True)
     gathered = sorted(gather_object(found))
@@ -363,11 +253,16 @@ def _evaluate(job: _Job, model: nn.Module, dev: _Rows) -> dict[str, float]:
     }
 
 
-def _probe(job: _Job, train: _Rows, dev: _Rows) -> list[dict[str, Any]]:
+def _probe(job: Job) -> list[dict[str, Any]]:
     """Fit the head alone; every process does the same small sum."""
-    batch_size = 2 * job.options.batch_size
+    train, dev, batch_size = job.train, job.dev, 2 * job.options.batch_size
+    if not isinstance(train, EncodedRows):
+        raise OptionError(
+            "A probe is solved on all rows at once, and this file is larger than memory: take a "
+            "part of it, or train an adapter."
+        )
 
-    def states(rows: _Rows) -> np.ndarray:
+    def states(rows: EncodedRows) -> np.ndarray:
         return pooled_states(job.encoder, job.adapter, rows.ids, batch_size)
 
     x_train = states(train)
@@ -405,18 +300,5 @@ def _settings(settings: dict[str, Any]) -> Settings:
     return Settings(**settings)
 
 
-def _examples(data: Data, columns: dict[str, str | None]) -> list[Example]:
-    if isinstance(data, (str, Path)):
-        return read_examples(data, **columns)  # type: ignore[arg-type]
-    if not len(data):
-        raise OptionError("There are no examples: give rows, or None for no dev set.")
-    return list(data)
-
-
-def _encoded(job: _Job, examples: list[Example]) -> _Rows:
-    texts = [job.adapter.prefix + example.text for example in examples]
-    return _Rows(job.encoder.text.ids(texts, job.options.max_length), job.task.targets(examples))
-
-
-def _tensor(job: _Job, array: np.ndarray) -> Tensor:
+def _tensor(job: Job, array: np.ndarray) -> Tensor:
     return torch.from_numpy(array).to(job.accelerator.device)

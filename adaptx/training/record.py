@@ -1,0 +1,118 @@
+"""What is kept of a training: its best epoch's weights, and the facts that the adapter records."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from adaptx.adapters.adapter import Adapter
+from adaptx.adapters.own_model import Full
+from adaptx.encoder.encoder import Encoder
+from adaptx.errors import TrainingDiverged
+from adaptx.tasks import Classification
+from adaptx.training.rows import EncodedRows, Rows
+from adaptx.training.runlog import method_config
+from adaptx.training.settings import Settings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from peft import PeftConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: what is trained, on what, how, and by whom."""
+
+    encoder: Encoder
+    adapter: Adapter
+    task: Classification
+    options: Settings
+    accelerator: Accelerator
+    train: Rows
+    dev: EncodedRows
+
+    def about(self, config: PeftConfig | Full | None) -> dict[str, Any]:
+        """What a run's log says of the training before it begins."""
+        facts = self.adapter.facts
+        return {
+            "name": facts.name,
+            "encoder": facts.encoder,
+            "method": facts.method,
+            "task": facts.task,
+            "config": method_config(config),
+            **self._facts(),
+        }
+
+    def record(
+        self,
+        history: list[dict[str, Any]],
+        best: dict[str, Any] | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Write into the adapter how it was trained."""
+        facts = {
+            **self._facts(),
+            "best": (best or history[-1]) if len(self.dev) else None,
+            "history": history,
+        }
+        self.adapter.with_training(facts | ({"seconds": round(seconds, 1)} if seconds else {}))
+
+    def _facts(self) -> dict[str, Any]:
+        probe = self.adapter.facts.method == "probe"  # fitted: few settings are its own
+        settings = asdict(self.options)
+        used = ("seed", "max_length", "metric") if probe else tuple(settings)
+        return {
+            "settings": {name: settings[name] for name in used},
+            "precision": "no" if probe else self.accelerator.mixed_precision,
+            "processes": self.accelerator.num_processes,
+            "train_rows": len(self.train),
+            "dev_rows": len(self.dev),
+        }
+
+
+class Kept:
+    """The epochs so far, and the best: by dev's metric, then its loss; without dev, the last."""
+
+    def __init__(self, job: Job):
+        self.job, self.started = job, time.perf_counter()
+        self.best: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, entry: dict[str, Any]) -> bool:
+        """Keep the adapter as it is now if the epoch is the best so far; whether it is."""
+        self.history.append(entry)
+        if self.best and self._rank(entry) <= self._rank(self.best):
+            return False
+        self.best, self.weights = entry, copy.deepcopy(self.job.adapter.weights())
+        return True
+
+    def _rank(self, entry: Mapping[str, Any]) -> tuple[float, float]:
+        if "dev_loss" not in entry:
+            return float(entry["epoch"]), 0.0
+        return entry[self.job.options.metric], -entry["dev_loss"]
+
+    def restore(self) -> None:
+        """Put the best epoch's weights back, and record the training."""
+        self.job.adapter.load_state_dict(self.weights, strict=False)
+        self.job.record(self.history, self.best, time.perf_counter() - self.started)
+
+    def diverged(self, what: str, step: int, epoch: int) -> TrainingDiverged:
+        """The error for a training that left the numbers, with the last good adapter."""
+        if self.best:
+            self.restore()
+            good = f"The adapter of epoch {self.best['epoch']} is kept"
+        else:
+            good = "No epoch was finished, so there is no adapter to keep"
+        adapter = self.job.adapter.requires_grad_(False).eval() if self.best else None
+        return TrainingDiverged(
+            f"Training diverged at step {step} (epoch {epoch}): {what}. {good}. Lower the learning "
+            f"rate (now {self.job.options.lr:g}), or raise the warm-up.",
+            step,
+            adapter,
+        )
