@@ -1,14 +1,17 @@
-"""Topic classification on SIB-200: LoRA adapters against the frozen encoder's probe.
+"""Topic classification on SIB-200: LoRA against the frozen encoder's probe and full fine-tuning.
 
 Data      SIB-200 (Adelani et al. 2024, arXiv 2309.07445), 701/99/204 rows a language, 7 labels, in
           DATA/sib200/<language>/{train,dev,test}.tsv; DATA is --data or $ADAPTX_DATA.
-Settings  below, chosen on dev rows only (docs/results.md says how). The probe chooses its
-          regularization on dev too, among 13 values, for each language.
+Search    GRIDS below: three learning rates for LoRA and three for full fine-tuning, each scored on
+          the dev rows of SEARCHED with seed 0; the best mean is in CHOSEN. The probe chooses its
+          regularization among 13 values, on dev, for each language. Nothing is chosen on test.
 Command   python -m benchmarks.sib200 --langs swh_Latn --seeds 1 --methods lora,probe
+          python -m benchmarks.sib200 --search lora,full
 
 Each run's result is kept under --cache, by the data, the method, its settings and the seed: a run
-that was cut off goes on where it was. The last line is JSON: {language: {method: {…}}}, means over
-the seeds.
+that was cut off goes on where it was. Differences come with 95% intervals of the paired bootstrap
+over the pooled test rows, drawn within each language. The last line is JSON: {language: {method:
+{…}}}, means over the seeds, "pooled" over the languages, and "differences".
 """
 
 from __future__ import annotations
@@ -30,45 +33,84 @@ import adaptx
 from adaptx.cli.run import run as run_script
 from adaptx.data.read import find_split, read_examples
 from adaptx.errors import DataError, OptionError, choices
+from adaptx.evaluation.compare import Difference, paired_bootstrap
+from adaptx.evaluation.metrics import classification_scores
 
 ENCODER = "bundled:multilingual-e5-small"
 LORA = {"r": 16, "lora_alpha": 16, "target_modules": "all-linear"}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "lora": {"lora": LORA, "lr": 1e-3, "epochs": 10, "batch_size": 16, "precision": "bf16"},
-    "probe": {},
+COMMON = {"epochs": 10, "batch_size": 16, "precision": "bf16"}
+GRIDS: dict[str, list[dict[str, Any]]] = {
+    "lora": [{**COMMON, "lora": LORA, "lr": lr} for lr in (5e-4, 1e-3, 2e-3)],
+    "full": [{**COMMON, "dropout": 0.1, "lr": lr} for lr in (3e-5, 5e-5, 1e-4)],
+    "probe": [{}],
 }
+CHOSEN = {"lora": 1, "full": 1, "probe": 0}  # places in the grids, by --search
+SEARCHED = ("swh_Latn", "yor_Latn")
 
 
 def main() -> None:
     options = arguments()
-    methods = options.methods.split(",")
-    if unknown := sorted(set(methods) - SETTINGS.keys()):
-        raise OptionError(f"No method {choices(unknown)}; there is {choices(SETTINGS)}.")
     if options.data is None:
         raise DataError("the data root isn't given: pass --data, or set $ADAPTX_DATA.")
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    methods = (options.search or options.methods).split(",")
+    if unknown := sorted(set(methods) - GRIDS.keys()):
+        raise OptionError(f"No method {choices(unknown)}; there is {choices(GRIDS)}.")
+    print(json.dumps(search(methods, options) if options.search else compare(methods, options)))
+
+
+def compare(methods: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Every method with its chosen settings, on every language and seed."""
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for lang in options.langs.split(","):
-        folder = options.data / "sib200" / lang
         for method in methods:
-            seeds = [cached(folder, method, seed, options) for seed in range(options.seeds)]
-            mean = {key: float(np.mean([run[key] for run in seeds])) for key in seeds[0]}
-            results.setdefault(lang, {})[method] = {k: round(v, 5) for k, v in mean.items()}
-    show(results)
-    print(json.dumps(results))
+            settings = GRIDS[method][CHOSEN[method]]
+            # Full fine-tuning takes long, and a probe has no seed: its optimum is one.
+            seeds = {"full": options.full_seeds, "probe": 1}.get(method, options.seeds)
+            found = [cached(lang, method, settings, seed, options) for seed in range(seeds)]
+            runs.setdefault(lang, {})[method] = found
+    results: dict[str, Any] = {
+        lang: {method: mean(found) for method, found in by_method.items()}
+        for lang, by_method in runs.items()
+    }
+    results["pooled"] = {m: mean([r for lang in runs for r in runs[lang][m]]) for m in methods}
+    first, *others = methods
+    compared = {f"{first} - {m}": difference(runs, first, m) for m in others}
+    show(results, compared)
+    results["differences"] = {name: found.to_json() for name, found in compared.items()}
+    return results
 
 
-def cached(folder: Path, method: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
+def search(methods: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """The mean dev accuracy of each setting of the grids."""
+    found: dict[str, Any] = {}
+    for method in methods:
+        for settings in GRIDS[method]:
+            runs = [cached(lang, method, settings, 0, options) for lang in SEARCHED]
+            scores = {
+                lang: round(r["dev_accuracy"], 4) for lang, r in zip(SEARCHED, runs, strict=True)
+            }
+            average = round(float(np.mean(list(scores.values()))), 4)
+            found.setdefault(method, []).append(
+                {"lr": settings.get("lr"), "mean": average, **scores}
+            )
+            print(method, found[method][-1], file=sys.stderr)
+    return found
+
+
+def cached(
+    lang: str, method: str, settings: dict[str, Any], seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
     """The result of a run, from the cache where it stands there."""
-    run_by = [adaptx.__version__, ENCODER, SETTINGS[method]]
+    folder = options.data / "sib200" / lang
+    run_by = [adaptx.__version__, ENCODER, settings]
     digest = hashlib.sha256(json.dumps(run_by, sort_keys=True).encode())
     for split in ("train", "dev", "test"):
         digest.update(find_split(folder, split).read_bytes())
-    key = f"{folder.name}-{method}-{seed}-{digest.hexdigest()[:12]}.json"
-    path = options.cache / key
+    path = options.cache / f"{lang}-{method}-{seed}-{digest.hexdigest()[:12]}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    print(f"{folder.name}, {method}, seed {seed} …", file=sys.stderr)
-    result = run(folder, method, seed)
+    print(f"{lang}, {method}, lr {settings.get('lr')}, seed {seed} …", file=sys.stderr)
+    result = run(folder, method, settings, seed)
     options.cache.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result))
@@ -76,24 +118,25 @@ def cached(folder: Path, method: str, seed: int, options: argparse.Namespace) ->
     return result
 
 
-def run(folder: Path, method: str, seed: int) -> dict[str, float]:
-    """Train on train, choose on dev, count on test."""
+def run(folder: Path, method: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Train on train, choose the epoch on dev, count on test."""
     from accelerate import Accelerator
     from peft import LoraConfig
-
-    from adaptx.evaluation.metrics import classification_scores
 
     train, dev, test = (
         read_examples(find_split(folder, split)) for split in ("train", "dev", "test")
     )
-    settings = dict(SETTINGS[method])
-    lora, precision = settings.pop("lora", None), settings.pop("precision", "bf16")
+    settings = dict(settings)
+    lora, precision = settings.pop("lora", None), settings.pop("precision", "no")
+    config = LoraConfig(**lora) if lora else None
+    if method == "full":
+        config = adaptx.Full(dropout=settings.pop("dropout"))
     encoder = adaptx.Encoder.from_pretrained(ENCODER)
     started = time.perf_counter()
     adapter = adaptx.train(
         encoder,
         adaptx.tasks.Classification(),
-        LoraConfig(**lora) if lora else None,
+        config,
         name=f"{folder.name}-{method}",
         train=train,
         dev=dev,
@@ -102,33 +145,55 @@ def run(folder: Path, method: str, seed: int) -> dict[str, float]:
         **settings,
     )
     seconds = time.perf_counter() - started
-    assert adapter.task is not None
-    answers = encoder.predict([row.text for row in test], adapter)
-    index = {label: i for i, label in enumerate(adapter.task.labels)}
-    predicted = np.array([index[answer.label] for answer in answers])
+    report = adaptx.evaluate(encoder, adapter, test)
     return {
-        **classification_scores(adapter.task.targets(test), predicted),
+        **classification_scores(report.targets, report.predicted),
         "dev_accuracy": adapter.facts.training["best"]["accuracy"],
         "trainable_share": adapter.parameters_count / encoder.parameters,
         "seconds": round(seconds, 1),
+        "targets": report.targets.tolist(),
+        "predicted": report.predicted.tolist(),
     }
 
 
-def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """A table on stderr: a row for each language and method."""
+def mean(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """The runs' scores averaged."""
+    numbers = [key for key, value in runs[0].items() if isinstance(value, (int, float))]
+    return {key: round(float(np.mean([run[key] for run in runs])), 5) for key in numbers}
+
+
+def difference(runs: dict[str, dict[str, list[dict[str, Any]]]], one: str, two: str) -> Difference:
+    """The accuracy of one method less another's, over all languages' test rows."""
+
+    def answers(method: str) -> np.ndarray:
+        return np.concatenate([[r["predicted"] for r in runs[lang][method]] for lang in runs], 1)
+
+    targets = np.concatenate([runs[lang][one][0]["targets"] for lang in runs])
+    groups = np.concatenate([[lang] * len(runs[lang][one][0]["targets"]) for lang in runs])
+    return paired_bootstrap(targets, answers(one), answers(two), groups=groups)
+
+
+def show(results: dict[str, dict[str, dict[str, float]]], compared: dict[str, Difference]) -> None:
+    """A table on stderr: a row for each language and method; then the differences."""
+    console = Console(stderr=True)
     table = Table(title="SIB-200, test")
     for column in ("language", "method", "accuracy", "macro F1", "dev", "trainable", "seconds"):
         table.add_column(column)
     for lang, methods in results.items():
-        for method, run in methods.items():
+        for method, scores in methods.items():
             table.add_row(
                 lang,
                 method,
-                *(f"{run[key]:.3f}" for key in ("accuracy", "macro_f1", "dev_accuracy")),
-                f"{run['trainable_share']:.2%}",
-                f"{run['seconds']:.0f}",
+                *(f"{scores[key]:.3f}" for key in ("accuracy", "macro_f1", "dev_accuracy")),
+                f"{scores['trainable_share']:.2%}",
+                f"{scores['seconds']:.0f}",
             )
-    Console(stderr=True).print(table)
+    console.print(table)
+    for name, found in compared.items():
+        console.print(
+            f"{name}: {found.difference:+.3f} accuracy, 95% interval {found.low:+.3f} to "
+            f"{found.high:+.3f}"
+        )
 
 
 def arguments() -> argparse.Namespace:
@@ -138,7 +203,11 @@ def arguments() -> argparse.Namespace:
     data = os.environ.get("ADAPTX_DATA")
     parser.add_argument("--langs", default="swh_Latn", help="comma-separated")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
-    parser.add_argument("--methods", default="lora,probe", help="comma-separated")
+    parser.add_argument("--full-seeds", type=int, default=1, help="how many of full fine-tuning")
+    parser.add_argument(
+        "--methods", default="lora,probe", help="comma-separated: lora, full, probe"
+    )
+    parser.add_argument("--search", help="score these methods' grids on dev instead")
     parser.add_argument("--data", type=Path, default=Path(data) if data else None)
     parser.add_argument("--cache", type=Path, default=Path(__file__).parent / ".cache")
     return parser.parse_args()

@@ -195,3 +195,24 @@ def test_torch_logits_are_the_routed_encoders(small):
         assert found.label == wanted.label
         assert found.score == pytest.approx(wanted.score, abs=1e-5)
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("method", ["dora", "full"])
+def test_what_brings_its_own_model_exports_merged(small, tmp_path, method):
+    rows = [Example(text, LABELS[i % 3]) for i, text in enumerate(PROBE_TEXTS[:12])]
+    dora = LoraConfig(r=4, use_dora=True, target_modules="all-linear")
+    adapter = ax.train(
+        small,
+        ax.tasks.Classification(LABELS),
+        dora if method == "dora" else ax.Full(),
+        name="sw",
+        train=rows,
+        epochs=2,
+        lr=1e-2,
+        batch_size=4,
+    )
+    report = ax.export_merged(small, adapter, tmp_path / "onnx")
+    assert report["max_relative_difference"] < 1e-4
+    found = MergedSession(tmp_path / "onnx").logits(["Habari za leo"])
+    wanted = torch_logits(small, adapter, ["Habari za leo"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
