@@ -20,7 +20,20 @@ import tempfile
 import time
 from pathlib import Path
 
-WORDS = "maji shule daktari mechi safari soko mvua serikali mwalimu bahari kitabu umeme".split()
+WORDS = [
+    "maji",
+    "shule",
+    "daktari",
+    "mechi",
+    "safari",
+    "soko",
+    "mvua",
+    "serikali",
+    "mwalimu",
+    "bahari",
+    "kitabu",
+    "umeme",
+]
 CHILD = """
 import sys, time
 from pathlib import Path

@@ -151,7 +151,7 @@ def test_what_cant_be_is_refused_by_name(small, config, error, said):
 
 def test_damage_and_another_encoder_are_refused(small, small_folders, tmp_path):
     folder = fit(small, CONFIGS["dora"]).save(tmp_path / "dora")
-    with pytest.raises(FolderError, match="belongs|trained on encoder"):
+    with pytest.raises(FolderError, match="was trained on encoder"):
         ax.Adapter.load(folder, ax.Encoder.from_pretrained(small_folders["roberta"]))
     with pytest.raises(FolderError, match="give it, as in"):
         ax.Adapter.load(folder)
