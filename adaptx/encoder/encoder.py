@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adaptx.data.encode import Batch, TextEncoder, check_texts
 from adaptx.encoder.bundled import check_bundled
+from adaptx.encoder.families import model_inputs
 from adaptx.encoder.fingerprint import FingerprintCache, fingerprint
 from adaptx.encoder.opening import (
     BUNDLED,
@@ -90,7 +91,6 @@ class Encoder:
         self.fingerprint, self.prefix = fingerprint, prefix
         self.config: Any = model.config
         self.hidden_size: int = self.config.hidden_size
-        self._takes_types = bool(getattr(self.config, "type_vocab_size", 0))
 
     @classmethod
     def from_pretrained(
@@ -166,11 +166,8 @@ class Encoder:
         self, input_ids: Tensor, attention_mask: Tensor, route: Route | None = None
     ) -> Tensor:
         """Token states of the last layer: int64 `[B, S]`, int64 `[B, S]` -> `[B, S, H]`."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self._takes_types:  # said outright: some exporters can't infer it
-            inputs["token_type_ids"] = torch.zeros_like(input_ids)
         with routed(route):
-            return self.model(**inputs)[0]
+            return self.model(**model_inputs(self.config, input_ids, attention_mask))[0]
 
     def embed(
         self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None

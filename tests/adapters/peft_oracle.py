@@ -13,7 +13,10 @@ from adaptx import Adapter
 
 def plain_model(folder, **options):
     """The encoder's AutoModel, unwrapped, in eval(): PEFT's mixed batch needs that."""
-    return AutoModel.from_pretrained(folder, add_pooling_layer=False, **options).eval()
+    model = AutoModel.from_pretrained(folder, **options).eval()
+    if hasattr(model, "pooler"):
+        model.pooler = None
+    return model
 
 
 def peft_model(folder, configs: dict[str, LoraConfig], seed: int = 0):
