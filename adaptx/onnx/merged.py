@@ -155,7 +155,7 @@ def quantize_int8(folder: Path, kept: Sequence[str]) -> None:
 
 
 def kept_fp32(model: Path) -> list[str]:
-    """The products that stay in fp32.
+    """The products that stay in fp32, by the names of their nodes.
 
     Those of two activations (attention's) or with DeBERTa's table of positions, where int8 costs
     accuracy for no speed; the FFN's second, whose inputs have outliers: alone it is most of int8's
@@ -174,6 +174,8 @@ def kept_fp32(model: Path) -> list[str]:
             plain = len(shapes) == 1 and len(shapes[0]) == 2
             if not plain or shapes[0][0] > shapes[0][1]:
                 kept.append(node.name)
+        elif node.op_type == "Gather" and node.input[0] not in weights:
+            kept.append(node.name)  # of a shape: the quantizer would warn that it can't
     return kept
 
 
