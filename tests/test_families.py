@@ -50,8 +50,65 @@ def test_without_a_route_the_answers_are_transformers_bit_for_bit(encoder):
     assert torch.equal(found, wanted)
     linears = [n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear)]
     assert list(encoder.sites) == linears
-    assert encoder.text.max_length == 64
+    assert (encoder.text.max_length, encoder.text.pad_id) == (64, 1)
     assert encoder.embed(["Habari", " ".join(["neno"] * 100)]).shape == (2, 32)
+
+
+# Under transformers 4.57 and 5 alike: the fingerprint, and the first numbers of an answer.
+KNOWN = {
+    "bert": (
+        "0bbf2270f4d82c95b2060341eebb98431062461669ddb8b9cbd1f433b48b5a53",
+        [-0.48935, 0.79452, 0.91723],
+    ),
+    "roberta": (
+        "101dfe9f6b2a7932a80bae8107edc8811d65f3251300c66888600ec051300671",
+        [-0.91419, 0.54636, 3.37184],
+    ),
+    "xlm-roberta": (
+        "38bc1c816431366ed765ec2acd110f44fedffe907049dae45edfc23a5ffa8823",
+        [-0.91419, 0.54636, 3.37184],
+    ),
+    "distilbert": (
+        "7087581e79ecc35be6c3a11e4f100086ae87e3810bfe19a2eab00120dc58aaf5",
+        [-0.58112, -1.13172, 0.15504],
+    ),
+    "deberta-v2": (
+        "9d2569a22ff10478e4b49459c7dc4334f1cbe82fc4d77e65db434d37cd71918d",
+        [0.34202, -0.06354, 1.30769],
+    ),
+    "modernbert": (
+        "b9c165d31c1c309370351c20dc0c45a01eac9fa049e1ebae0eb921be01dd4b92",
+        [-0.54388, -0.12473, 0.12821],
+    ),
+}
+
+
+def test_every_transformers_gives_the_same_fingerprint_and_answers(encoder):
+    """Adapters move between them; so a family's facts must be read alike."""
+    ids, mask = inputs(1, 40)
+    with torch.no_grad():
+        found = encoder.hidden(ids, mask)[0].mean(0)
+    fingerprint, numbers = KNOWN[encoder.config.model_type]
+    assert encoder.fingerprint == f"sha256:{fingerprint}"
+    torch.testing.assert_close(found[:3], torch.tensor(numbers), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("distilbert", {"activation": "relu"}),
+        ("deberta-v2", {"pos_att_type": "c2p"}),
+        ("deberta-v2", {"max_relative_positions": 20}),
+        ("modernbert", {"local_attention": 8}),
+        ("modernbert", {"global_attn_every_n_layers": 2}),
+        ("modernbert", {"local_rope_theta": 10_000.0}),
+    ],
+    ids=str,
+)
+def test_a_setting_that_changes_answers_changes_the_fingerprint(tmp_path, family, change):
+    plain = ax.Encoder.from_pretrained(write_encoder(tmp_path / "plain", family))
+    changed = ax.Encoder.from_pretrained(write_encoder(tmp_path / "changed", family, **change))
+    assert plain.fingerprint != changed.fingerprint
 
 
 def test_a_rows_answer_is_the_same_alone_and_beside_longer_ones(encoder):

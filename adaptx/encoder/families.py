@@ -72,7 +72,8 @@ def check_family(folder: Path, config: Mapping[str, Any]) -> Family:
     """
     from transformers.models.auto import modeling_auto as known
 
-    name = config.get("model_type")
+    said = config.get("model_type")
+    name = said if isinstance(said, str) else None
     both = name in known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     # BERT's kin is there too, as it can be built as a decoder; what can fill a mask is no GPT.
     decoder = (
@@ -84,11 +85,11 @@ def check_family(folder: Path, config: Mapping[str, Any]) -> Family:
         f"{choices(FAMILIES)}: choose one of those, such as FacebookAI/xlm-roberta-base."
     )
     if config.get("is_encoder_decoder") or (both and name not in FAMILIES):
-        raise OptionError(f"{folder} is an encoder-decoder (family {name!r}). {remedy}")
+        raise OptionError(f"{folder} is an encoder-decoder (family {said!r}). {remedy}")
     if config.get("is_decoder") or (decoder and name not in FAMILIES):
-        raise OptionError(f"{folder} is a decoder (family {name!r}). {remedy}")
-    if name not in FAMILIES:
-        raise OptionError(f"{folder} is of the family {name!r}. {remedy}")
+        raise OptionError(f"{folder} is a decoder (family {said!r}). {remedy}")
+    if name is None or name not in FAMILIES:
+        raise OptionError(f"{folder} is of the family {said!r}. {remedy}")
     return FAMILIES[name]
 
 

@@ -145,7 +145,10 @@ def quantize_int8(folder: Path, kept: Sequence[str]) -> None:
         path.rename(whole / path.name)
     shutil.copy(folder / "config.json", whole)  # optimum asks for it
     config = AutoQuantizationConfig.avx512_vnni(
-        is_static=False, per_channel=True, nodes_to_exclude=list(kept)
+        is_static=False,
+        per_channel=True,
+        operators_to_quantize=["MatMul", "Gather"],  # weights and embeddings
+        nodes_to_exclude=list(kept),
     )
     ORTQuantizer.from_pretrained(whole, file_name=MODEL).quantize(
         save_dir=whole, quantization_config=config, file_suffix="int8"
@@ -174,8 +177,6 @@ def kept_fp32(model: Path) -> list[str]:
             plain = len(shapes) == 1 and len(shapes[0]) == 2
             if not plain or shapes[0][0] > shapes[0][1]:
                 kept.append(node.name)
-        elif node.op_type == "Gather" and node.input[0] not in weights:
-            kept.append(node.name)  # of a shape: the quantizer would warn that it can't
     return kept
 
 

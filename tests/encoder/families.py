@@ -65,7 +65,8 @@ def write_encoder(folder: Path, family: str, **changes) -> Path:
     whole = family == "bert"
     vocabulary = 250_037 if whole else PIECES + 1
     model = AutoModel.from_config(
-        made_for(**{"vocab_size": vocabulary, **SHAPE, **options, **changes}), attn_implementation="eager"
+        made_for(**{"vocab_size": vocabulary, **SHAPE, **options, **changes}),
+        attn_implementation="eager",
     )
     if hasattr(model, "pooler"):
         model.pooler = None
