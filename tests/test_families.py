@@ -2,6 +2,8 @@
 
 import copy
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,30 +14,16 @@ import adaptx as ax
 from adaptx.adapters.bank import Bank
 from adaptx.data.read import Example
 from adaptx.encoder.families import FAMILIES
-from adaptx.encoder.opening import load_model
 from adaptx.encoder.sites import Site
 from adaptx.errors import SiteError
-from tests.adapters.peft_oracle import adapter_like, inputs, peft_model, plain_model
+from tests.adapters.peft_oracle import MIXED, check_against_peft, close, inputs, plain_model
+from tests.conftest import ROOT, SAMPLE
 from tests.encoder.families import write_encoder
-
-ROWS = ["a", None, "c", "b", "a", "b"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def encoder(request, small_folders):
     return ax.Encoder.from_pretrained(small_folders[request.param])
-
-
-def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-def three_configs():
-    return {
-        "a": LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"),
-        "b": LoraConfig(r=7, lora_alpha=3, target_modules=r".*\.\d+\..*[qQ].*|.*mlp\.Wo"),
-        "c": LoraConfig(r=2, lora_alpha=16, use_rslora=True, target_modules="all-linear"),
-    }
 
 
 # Opening
@@ -132,51 +120,9 @@ def test_no_dropout_is_left(encoder):
 # Adapters
 
 
-def test_one_adapter_answers_and_learns_as_in_peft(encoder):
-    config = three_configs()["a"]
-    model = peft_model(encoder.folder, {"a": config})
-    adapter = adapter_like(model, encoder, "a", config)
-    check_against_peft(encoder, model, [adapter], ["a"] * 6)
-
-
-def test_a_mixed_batch_answers_and_learns_as_each_row_alone_in_peft(encoder):
-    configs = three_configs()
-    model = peft_model(encoder.folder, configs)
-    adapters = [adapter_like(model, encoder, name, configs[name]) for name in configs]
-    check_against_peft(encoder, model, adapters, ROWS)
-
-
-def check_against_peft(encoder, model, adapters, rows):
-    """Rows of one adapter go through PEFT with that one active; all through ours at once."""
-    ids, mask = inputs(len(rows))
-    slots = {None: 0, **{adapter.name: i for i, adapter in enumerate(adapters, 1)}}
-    route = Bank.of(adapters, encoder).route([slots[row] for row in rows])
-    found = encoder.hidden(ids, mask, route)
-    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
-    weights *= mask.unsqueeze(-1)
-    (found * weights).sum().backward()
-    with torch.no_grad():
-        plain = encoder.hidden(ids, mask)
-    for name in slots:
-        own = [i for i, row in enumerate(rows) if row == name]
-        if not own:
-            continue
-        real = mask[own].bool()
-        if name is None:
-            close(found[own][real], plain[own][real])
-            continue
-        model.set_adapter(name)
-        theirs = model(input_ids=ids[own], attention_mask=mask[own])[0]
-        close(found[own][real], theirs[real])
-        assert (plain[own][real] - theirs[real]).abs().max() > 1e-3  # the adapter acts
-        (theirs * weights[own]).sum().backward()
-    for adapter in adapters:
-        for site, part in adapter.sites.items():
-            linear = model.base_model.model.get_submodule(site)
-            for ours, sides in ((part.a, linear.lora_A), (part.b, linear.lora_B)):
-                wanted = sides[adapter.name].weight.grad
-                scale = wanted.abs().max().clamp(min=1.0)
-                close(ours.grad / scale, wanted / scale)
+@pytest.mark.parametrize("rows", [["a"] * 6, MIXED], ids=["one", "mixed"])
+def test_rows_answer_and_learn_as_alone_in_peft(encoder, rows):
+    check_against_peft(encoder, rows)
 
 
 def test_checkpointing_recomputes_with_the_forwards_route(encoder):
@@ -232,38 +178,6 @@ def test_pefts_default_sites_or_an_error_that_lists_the_sites(encoder):
         assert [f"{site}.lora_A" for site in adapter.sites] == theirs
 
 
-# DeBERTa: its position tables go through sites too
-
-VARIANTS = [
-    {"share_att_key": share, "position_buckets": buckets, "pos_att_type": kinds}
-    for share in (True, False)
-    for buckets in (-1, 8)
-    for kinds in ("p2c|c2p", "c2p", "p2c")
-]
-VARIANTS += [
-    {"share_att_key": False, "norm_rel_ebd": "none", "max_relative_positions": 5},
-    {"conv_kernel_size": 3, "conv_act": "gelu", "position_biased_input": True},
-    {"type_vocab_size": 2, "embedding_size": 16},
-    {"relative_attention": False, "pos_att_type": None, "position_biased_input": True},
-    {"pos_att_type": None},
-]
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
-def test_debertas_position_tables_take_each_rows_adapter(small, tmp_path, variant):
-    folder = write_encoder(tmp_path / "deberta", "deberta-v2", vocab_size=5000, **variant)
-    model = load_model(folder)[1]
-    encoder = ax.Encoder(model, small.text, name="x", folder=folder, fingerprint="x", prefix="")
-    ids, mask = inputs()
-    with torch.no_grad():
-        wanted = plain_model(folder)(input_ids=ids, attention_mask=mask)[0]
-        assert torch.equal(encoder.hidden(ids, mask), wanted)
-    configs = three_configs()
-    model = peft_model(folder, configs)
-    adapters = [adapter_like(model, encoder, name, configs[name]) for name in configs]
-    check_against_peft(encoder, model, adapters, ROWS)
-
-
 # Training
 
 
@@ -288,3 +202,40 @@ def test_training_lowers_the_loss(encoder):
         losses.append([entry["loss"] for entry in adapter.facts.training["history"]])
         assert losses[-1][-1] < 0.5 * losses[-1][0]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+# The page
+
+
+def commands(page):
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(r"^adaptx (.+)$", "".join(re.findall(r"```\n(.*?)```", text, re.S)), re.M)
+
+
+def test_the_pages_command_runs(small_folders, tmp_path):
+    (command,) = commands("encoders.md")
+    for given, real in (
+        ("path/to/encoder", str(small_folders["modernbert"])),
+        ("train.jsonl", str(SAMPLE / "train.jsonl")),
+    ):
+        command = command.replace(given, real)
+    done = subprocess.run(
+        [sys.executable, "-m", "adaptx", *command.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 sites" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pages_table_names_every_site(encoder):
+    page = (ROOT / "docs" / "encoders.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \|.*\| (.*) \|$", page, re.M))
+    said = rows[encoder.config.model_type]
+    named = re.findall("`(.+?)`", rows["bert"] if said == "as BERT" else said)
+    found = [[site for site in encoder.sites if site.endswith(f".{suffix}")] for suffix in named]
+    assert all(found)
+    assert {site for sites in found for site in sites} == set(encoder.sites)
