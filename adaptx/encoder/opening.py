@@ -74,6 +74,7 @@ def _first_line(error: Exception) -> str:
 
 def _quietly(load: Callable[[], Any], folder: Path) -> Any:
     """Load without transformers' chatter; what it raises becomes a FolderError."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers.utils import logging
 
@@ -83,8 +84,8 @@ def _quietly(load: Callable[[], Any], folder: Path) -> Any:
     try:
         return load()
     except (
-        *(SafetensorError, OSError, ValueError, KeyError),
-        *(RuntimeError, TypeError, AttributeError),
+        *(SafetensorError, StrictDataclassError, OSError, ValueError, KeyError),
+        *(RuntimeError, TypeError, AttributeError, ArithmeticError),
     ) as error:
         hint = (
             ""
@@ -112,7 +113,6 @@ def load_model(folder: Path) -> tuple[Any, nn.Module]:
         lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), folder
     )
     read = config.to_dict()
-    check_understood(folder, written, read)
     for name in read:  # each family has its own names for them
         if "dropout" in name and isinstance(read[name], (int, float)):
             setattr(config, name, 0.0)
@@ -137,6 +137,7 @@ def load_model(folder: Path) -> tuple[Any, nn.Module]:
     lost = [*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]
     if lost:  # transformers would draw them at random
         raise FolderError(f"{folder} lacks {len(lost)} of the encoder's tensors: {choices(lost)}.")
+    check_understood(folder, written, read)
     route_positions(model)
     return config, model
 

@@ -172,6 +172,26 @@ def test_what_is_no_encoder_of_a_known_family_is_refused_by_name(tmp_path, confi
     assert "bert, roberta, xlm-roberta, distilbert, deberta-v2, modernbert" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("bert", {"hidden_size": "wide"}),
+        ("distilbert", {"n_heads": 0}),
+        ("deberta-v2", {"hidden_act": "none"}),
+        ("modernbert", {"global_attn_every_n_layers": 0, "layer_types": None}),
+        ("modernbert", {"num_attention_heads": 5}),
+    ],
+    ids=str,
+)
+def test_a_config_that_no_model_can_have_is_refused(small_folders, tmp_path, family, change):
+    folder = tmp_path / "broken"
+    shutil.copytree(small_folders[family], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(FolderError, match="can't be opened as an encoder"):
+        Encoder.from_pretrained(folder)
+
+
 def test_a_modernbert_that_transformers_would_misread_is_refused(small_folders, tmp_path):
     """transformers 4 passes over the keys of 5 and takes its defaults, without a word."""
     folder = tmp_path / "of-transformers-5"
