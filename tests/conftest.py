@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -48,40 +47,10 @@ def encoder():
 @pytest.fixture(scope="session")
 def small_folders(tmp_path_factory):
     """A folder for each family: a small model with random weights, and the real tokenizer."""
-    import torch
-    from transformers import AutoModel, BertConfig, RobertaConfig, XLMRobertaConfig
+    from tests.encoder.families import CONFIGS, write_encoder
 
-    from adaptx.encoder.bundled import bundled_folder
-
-    source = bundled_folder("multilingual-e5-small")
-    shape = {
-        "vocab_size": 250_037,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-    }
-    configs = {
-        "bert": BertConfig(**shape, max_position_embeddings=64, pad_token_id=1),
-        "roberta": RobertaConfig(
-            **shape, max_position_embeddings=66, pad_token_id=1, type_vocab_size=1
-        ),
-        "xlm-roberta": XLMRobertaConfig(
-            **shape, max_position_embeddings=66, pad_token_id=1, type_vocab_size=1
-        ),
-    }
-    folders = {}
-    for family, config in configs.items():
-        torch.manual_seed(7)
-        folder = tmp_path_factory.mktemp("encoders") / family
-        model = AutoModel.from_config(config, add_pooling_layer=False)
-        for name, parameter in model.named_parameters():  # large enough that a wrong path shows
-            torch.nn.init.normal_(parameter, std=0.3, mean=float("LayerNorm.weight" in name))
-        model.save_pretrained(folder)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(source / name, folder)
-        folders[family] = folder
-    return folders
+    folder = tmp_path_factory.mktemp("encoders")
+    return {family: write_encoder(folder / family, family) for family in CONFIGS}
 
 
 @pytest.fixture(scope="session")

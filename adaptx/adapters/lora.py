@@ -159,7 +159,7 @@ def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[s
     if isinstance(asked, str) and asked.lower() == "all-linear":
         asked = set(names)
     elif asked is None:
-        asked = set(DEFAULTS[model_type])
+        asked = set(DEFAULTS.get(model_type, ()))
     matching = copy.copy(config)
     matching.target_modules = asked
     try:
@@ -171,8 +171,9 @@ def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[s
         if not any(name == target or name.endswith(f".{target}") for name in names)
     ]  # fmt: skip
     if unmatched or not found:
-        suffixes = sorted({name.split(".", 3)[-1] if ".layer." in name else name for name in names})
-        wanted = choices(unmatched) if unmatched else repr(config.target_modules)
+        suffixes = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in names})
+        default = f"PEFT's default for {model_type!r}" if config.target_modules is None else None
+        wanted = choices(unmatched) or default or repr(config.target_modules)
         raise SiteError(
             f"target_modules: {wanted} matches no site of this encoder. It has {len(names)} sites; "
             f"in each layer: {choices(suffixes)}. Name suffixes, full names such as "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adaptx.data.encode import Batch, TextEncoder, check_texts
 from adaptx.encoder.bundled import check_bundled
+from adaptx.encoder.families import model_inputs
 from adaptx.encoder.fingerprint import FingerprintCache, fingerprint
 from adaptx.encoder.opening import (
     BUNDLED,
@@ -92,7 +93,6 @@ class Encoder:
         self.fingerprint, self.prefix = fingerprint, prefix
         self.config: Any = model.config
         self.hidden_size: int = self.config.hidden_size
-        self._takes_types = bool(getattr(self.config, "type_vocab_size", 0))
 
     @classmethod
     def from_pretrained(
@@ -177,11 +177,9 @@ class Encoder:
 
         `own` is an adapter's own model, which answers in the encoder's place.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self._takes_types:  # said outright: some exporters can't infer it
-            inputs["token_type_ids"] = torch.zeros_like(input_ids)
+        model = own or self.model
         with routed(route):
-            return (own or self.model)(**inputs)[0]
+            return model(**model_inputs(self.config, input_ids, attention_mask))[0]
 
     def embed(
         self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None

@@ -16,19 +16,7 @@ from typing import Any
 from torch import nn
 
 from adaptx import storage
-
-CONFIG_KEYS = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "pad_token_id",
-)
+from adaptx.encoder.families import settings
 
 
 def fingerprint(model: nn.Module, config: dict[str, Any], tokenizer_json: str) -> str:
@@ -39,9 +27,8 @@ def fingerprint(model: nn.Module, config: dict[str, Any], tokenizer_json: str) -
             continue
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(memoryview(tensor.detach().float().cpu().contiguous().numpy()).cast("B"))
-    settings = {key: config.get(key) for key in CONFIG_KEYS}
-    settings["is_decoder"] = bool(config.get("is_decoder"))  # a causal mask
-    digest.update(json.dumps(settings, sort_keys=True).encode())
+    said = {**settings(config), "is_decoder": False}
+    digest.update(json.dumps(said, sort_keys=True).encode())
     digest.update(json.dumps(_vocabulary(tokenizer_json), ensure_ascii=False).encode())
     return "sha256:" + digest.hexdigest()
 

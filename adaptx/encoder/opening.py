@@ -12,10 +12,11 @@ from torch import nn
 
 from adaptx import hub, storage
 from adaptx.encoder.bundled import bundled_folder
-from adaptx.errors import EncoderNotFound, FolderError, HubError, OptionError, choices
+from adaptx.encoder.deberta import route_positions
+from adaptx.encoder.families import FAMILIES, check_family, check_understood
+from adaptx.errors import EncoderNotFound, FolderError, HubError, choices
 
 BUNDLED = "bundled:"
-FAMILIES = ("bert", "roberta", "xlm-roberta")
 TOKENIZER_FILES = (
     *("tokenizer*.json", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model"),
 )
@@ -46,6 +47,7 @@ def find_folder(name: str, revision: str | None) -> Path:
 
 def _quietly(load: Callable[[], Any], folder: Path) -> Any:
     """Load without transformers' chatter; what it raises becomes a FolderError."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers.utils import logging
 
@@ -55,8 +57,8 @@ def _quietly(load: Callable[[], Any], folder: Path) -> Any:
     try:
         return load()
     except (
-        *(SafetensorError, OSError, ValueError, KeyError),
-        *(RuntimeError, TypeError, AttributeError),
+        *(SafetensorError, StrictDataclassError, OSError, ValueError, KeyError),
+        *(RuntimeError, TypeError, AttributeError, ArithmeticError),
     ) as error:
         hint = (
             ""
@@ -75,33 +77,41 @@ def load_model(folder: Path) -> tuple[Any, nn.Module]:
     """The config and the AutoModel of a folder, in fp32, without pooler and without dropout."""
     import transformers
 
-    family = storage.read_json(folder / "config.json").get("model_type")
-    if family not in FAMILIES:  # before transformers may offer to run code for an unknown one
-        raise OptionError(f"{folder} is of the family {family!r}; adaptx has {choices(FAMILIES)}.")
+    written = storage.read_json(folder / "config.json")
+    # Before transformers may offer to run code for a family that it doesn't know.
+    family = check_family(folder, written)
     if (folder / "adapter_config.json").is_file():  # transformers would open the base it names
         raise FolderError(f"{folder} holds a PEFT adapter: give the encoder's own folder.")
     config = _quietly(
         lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), folder
     )
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        setattr(config, name, 0.0)
+    read = config.to_dict()
+    for name in read:  # each family has its own names for them
+        if "dropout" in name and isinstance(read[name], (int, float)):
+            setattr(config, name, 0.0)
+    if hasattr(config, "reference_compile"):  # ModernBERT's, on a GPU: no route gets into that
+        config.reference_compile = False
+    options = {"add_pooling_layer": False} if family.pooler else {}
+    # On a CPU torch's SDPA has a slow backward where there is a padding mask.
+    attention = "sdpa" if family.sdpa and torch.cuda.is_available() else "eager"
     model, found = _quietly(
         lambda: transformers.AutoModel.from_pretrained(
             folder,
             config=config,
             trust_remote_code=False,
             output_loading_info=True,
-            add_pooling_layer=False,
             use_safetensors=True,
             dtype=torch.float32,
-            # On a CPU torch's SDPA has a slow backward where there is a padding mask.
-            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+            attn_implementation=attention,
+            **options,
         ),
         folder,
     )
     lost = [*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]
     if lost:  # transformers would draw them at random
         raise FolderError(f"{folder} lacks {len(lost)} of the encoder's tensors: {choices(lost)}.")
+    check_understood(folder, written, read)
+    route_positions(model)
     return config, model
 
 
@@ -142,6 +152,6 @@ def pad_id(folder: Path, tokenizer: Tokenizer, config: Any) -> int:
 
 
 def positions(config: Any) -> int:
-    """How many tokens a row may have: RoBERTa's positions start behind its padding id."""
-    offset = 0 if config.model_type == "bert" else int(config.pad_token_id or 0) + 1
+    """How many tokens a row may have."""
+    offset = int(config.pad_token_id or 0) + 1 if FAMILIES[config.model_type].behind else 0
     return int(config.max_position_embeddings) - offset

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from adaptx import storage
 from adaptx.adapters.adapter import Adapter
 from adaptx.data.read import Example, read_examples
 from adaptx.encoder.encoder import Encoder
+from adaptx.encoder.families import model_inputs
 from adaptx.errors import MissingExtra, OptionError, choices
 from adaptx.onnx.parity import BOUNDS, compare
 from adaptx.onnx.probe_texts import PROBE_TEXTS
@@ -87,10 +87,8 @@ class _Merged(nn.Module):
         self.config = _config(encoder, adapter)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if getattr(self.config, "type_vocab_size", 0):
-            inputs["token_type_ids"] = torch.zeros_like(input_ids)
-        return {"logits": self.adapter.logits(self.model(**inputs)[0], attention_mask)}
+        hidden = self.model(**model_inputs(self.config, input_ids, attention_mask))[0]
+        return {"logits": self.adapter.logits(hidden, attention_mask)}
 
 
 def _config(encoder: Encoder, adapter: Adapter) -> Any:
@@ -148,7 +146,10 @@ def quantize_int8(folder: Path, kept: Sequence[str]) -> None:
         path.rename(whole / path.name)
     shutil.copy(folder / "config.json", whole)  # optimum asks for it
     config = AutoQuantizationConfig.avx512_vnni(
-        is_static=False, per_channel=True, nodes_to_exclude=list(kept)
+        is_static=False,
+        per_channel=True,
+        operators_to_quantize=["MatMul", "Gather"],  # weights and embeddings
+        nodes_to_exclude=list(kept),
     )
     ORTQuantizer.from_pretrained(whole, file_name=MODEL).quantize(
         save_dir=whole, quantization_config=config, file_suffix="int8"
@@ -158,11 +159,11 @@ def quantize_int8(folder: Path, kept: Sequence[str]) -> None:
 
 
 def kept_fp32(model: Path) -> list[str]:
-    """The products that stay in fp32.
+    """The products that stay in fp32, by the names of their nodes.
 
-    Those of two activations (attention's), where int8 costs accuracy for no speed; the FFN's
-    second, whose inputs have outliers: alone it is most of int8's error (docs/performance.md); and
-    the head.
+    Those of two activations (attention's) or with DeBERTa's table of positions, where int8 costs
+    accuracy for no speed; the FFN's second, whose inputs have outliers: alone it is most of int8's
+    error (docs/performance.md); and the head.
     """
     import onnx
 
@@ -174,7 +175,8 @@ def kept_fp32(model: Path) -> list[str]:
             kept += [node.name, node.name + "_MatMul"]  # what the quantizer renames it to
         elif node.op_type == "MatMul":
             shapes = [weights[name] for name in node.input if name in weights]
-            if not shapes or shapes[0][0] > shapes[0][1]:
+            plain = len(shapes) == 1 and len(shapes[0]) == 2
+            if not plain or shapes[0][0] > shapes[0][1]:
                 kept.append(node.name)
     return kept
 

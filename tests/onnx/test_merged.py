@@ -8,6 +8,7 @@ from peft import LoraConfig
 
 import adaptx as ax
 from adaptx.data.read import Example, read_examples
+from adaptx.encoder.families import FAMILIES
 from adaptx.errors import DataError, FingerprintError, OptionError, OutputExists, ParityError
 from adaptx.onnx import merged as module
 from adaptx.onnx.parity import BOUNDS, Bounds, MergedSession, compare, torch_logits
@@ -34,23 +35,31 @@ def ort_model(folder):
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_each_familys_merged_model_opens_with_optimum_and_answers_as_torch(
     small_folders, tmp_path, family
 ):
     encoder = ax.Encoder.from_pretrained(small_folders[family], prefix="query: ")
     adapter = acting(encoder, pooling="cls" if family == "roberta" else "mean")
-    report = ax.export_merged(encoder, adapter, tmp_path / "onnx")
+    folder = tmp_path / "onnx"
+    report = ax.export_merged(encoder, adapter, folder)
     assert report["max_relative_difference"] < 1e-4
     assert report["agreement"] == 1.0
 
-    model, tokenizer = ort_model(tmp_path / "onnx")
+    model, tokenizer = ort_model(folder)
     assert model.config.id2label == dict(enumerate(LABELS))
     texts = list(PROBE_TEXTS[:6])
     batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     logits = model(**batch).logits.numpy()
     wanted = torch_logits(encoder, adapter, texts)
     np.testing.assert_allclose(logits, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+
+    module.quantize_int8(folder, module.kept_fp32(folder / module.MODEL))
+    compare(folder, encoder, adapter, PROBE_TEXTS, [], BOUNDS["int8"])  # raises out of bounds
+    graph = onnx.load(folder / module.MODEL).graph
+    integer = [node for node in graph.node if node.op_type == "MatMulInteger"]
+    # Every Linear but the FFN's second; no product of attention, and no table of positions.
+    assert len(integer) == len(encoder.sites) - encoder.config.num_hidden_layers
 
 
 def test_the_pipeline_gives_labels_and_scores(small, tmp_path):
