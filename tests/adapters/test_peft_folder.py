@@ -25,7 +25,7 @@ SAVED = {  # what holds a head that a checkpoint lacks, by family
     "deberta-v2": ["pooler", "classifier"],
     "modernbert": ["head", "classifier"],
 }
-FAMILIES = ["bert", "roberta", "xlm-roberta"]
+FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2", "modernbert"]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,8 @@ def lora(encoder, o, prefix, **more):
     if key:
         chosen |= {"rank_pattern": {key: 5}, "alpha_pattern": {key: 3}}
     if o["targets"] == "two":
-        chosen["layers_to_transform"] = o["layers"]
+        if "." in (prefix + first).partition(".0.")[0]:  # PEFT finds no layer at the top level
+            chosen["layers_to_transform"] = o["layers"]
         chosen["exclude_modules"] = [leaf[1]] if o["exclude"] else None
     return LoraConfig(
         target_modules=targets, init_lora_weights=o["init_lora_weights"], **chosen, **more
