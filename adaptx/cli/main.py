@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from adaptx import __version__
-from adaptx.cli import doctor, export, predict, runs, train
+from adaptx.cli import doctor, encoders, export, predict, runs, train
 from adaptx.cli.run import run
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.add_typer(encoders.app, name="encoders")
 app.add_typer(runs.app, name="runs")
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
