@@ -10,7 +10,7 @@ from adaptx.errors import AdaptxError, MissingExtra
 
 TRAIN_EXTRA = (
     *("torch", "transformers", "peft", "accelerate", "sklearn"),
-    *("huggingface_hub", "filelock"),
+    *("huggingface_hub", "filelock", "matplotlib"),
 )
 
 
