@@ -18,8 +18,8 @@ app = typer.Typer(
     help=(
         "Parameter-efficient adapters for multilingual encoders, from training to ONNX on a CPU."
         "\n\n"
-        "Exit codes: 0 done, 1 a check found something wrong, 2 bad input (one paragraph says what, "
-        "and the remedy)."
+        "Exit codes: 0 done, 1 a check found something wrong, 2 bad input (one paragraph says "
+        "what, and the remedy)."
     ),
 )
 app.command("train", epilog=train.EXAMPLES)(train.train)
