@@ -50,27 +50,27 @@ def train(
     ] = DEFAULT_ENCODER,
     prefix: Annotated[
         str | None,
-        typer.Option("--prefix", help="Put before every text [default: 'query: ' for e5]."),
+        typer.Option("--prefix", help="Put before every text \\[default: 'query: ' for e5]."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="The adapter's name [default: the folder's].")
+        str | None, typer.Option("--name", help="The adapter's name \\[default: the folder's].")
     ] = None,
     language: Annotated[str | None, typer.Option("--language", help="Such as sw.")] = None,
     labels: Annotated[
-        str | None, typer.Option("--labels", help="Comma-separated [default: those of --train].")
+        str | None, typer.Option("--labels", help="Comma-separated \\[default: those of --train].")
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option("--text-column", help="[default: text, sentence, tweet …]")
+        str | None, typer.Option("--text-column", help="\\[default: text, sentence, tweet …]")
     ] = None,
     label_column: Annotated[
-        str | None, typer.Option("--label-column", help="[default: label, category, topic …]")
+        str | None, typer.Option("--label-column", help="\\[default: label, category, topic …]")
     ] = None,
     method: Annotated[
         Method, typer.Option("--method", help="lora, or a head alone.")
     ] = Method.lora,
     r: Annotated[int, typer.Option("--r", help="LoRA's rank.")] = 16,
     lora_alpha: Annotated[
-        float | None, typer.Option("--lora-alpha", help="The scale is alpha / r [default: r].")
+        float | None, typer.Option("--lora-alpha", help="The scale is alpha / r \\[default: r].")
     ] = None,
     target_modules: Annotated[
         str, typer.Option("--target-modules", help="all-linear, or comma-separated suffixes.")
@@ -99,7 +99,7 @@ def train(
     ] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="In tokens.")] = None,
     precision: Annotated[
-        Precision | None, typer.Option("--precision", help="[default: accelerate's]")
+        Precision | None, typer.Option("--precision", help="\\[default: accelerate's]")
     ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations: less memory.")

@@ -38,6 +38,13 @@ def test_help_shows_the_examples_and_the_defaults_of_options():
     assert "[default: $ADAPTX_RUNS" in said
 
 
+def test_no_help_of_an_option_is_taken_for_markup():
+    """An unescaped [default: …] would vanish from the help."""
+    for name, command in commands().items():
+        for option in command.params:
+            assert not re.search(r"(?<!\\)\[", getattr(option, "help", None) or ""), (name, option)
+
+
 def complete(line):
     """What the shell's completion offers after `line`, asked as bash asks."""
     words = line.split(" ")
