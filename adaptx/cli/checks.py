@@ -75,6 +75,8 @@ def packages() -> Iterator[Check]:
 
     for extra, purpose in EXTRAS.items():
         requirements = [r for r in map(Requirement, asked) if _belongs(r, extra)]
+        if not requirements:
+            continue
         found = [(f"{r.name}{r.specifier}", r, _version(r.name)) for r in requirements]
         missing = [asked_for for asked_for, _, have in found if have is None]
         old = [
@@ -99,9 +101,9 @@ def _belongs(requirement: Any, extra: str) -> bool:
     """Whether a requirement is one of the extra's own ("" for those that are always asked for)."""
     if requirement.name == "adaptx":  # an extra that brings another one along
         return False
-    if requirement.marker is None:
-        return not extra
-    return bool(extra) and bool(requirement.marker.evaluate({"extra": extra}))
+    marker = requirement.marker
+    always, with_extra = (marker is None or marker.evaluate({"extra": e}) for e in ("", extra))
+    return bool(with_extra and not always) if extra else bool(always)
 
 
 def threads(torch: Any) -> Check:
@@ -148,10 +150,9 @@ def number_formats(torch: Any) -> Check:
         return Check("bf16 and int8", "ok", "can't be told on this system")
     bf16 = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
     int8 = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm") if name in flags]
-    said = (
-        f"bf16 {f'fast ({bf16[0]}): --precision bf16 pays' if bf16 else 'without instructions of its own: train in fp32'}; "
-        f"int8 {f'fast ({int8[0]})' if int8 else 'slow, and less exact (no VNNI)'}"
-    )
+    trains = f"fast ({bf16[0]}): --precision bf16 pays" if bf16 else "not fast: train in fp32"
+    serves = f"fast ({int8[0]})" if int8 else "slow, and less exact (no VNNI)"
+    said = f"bf16 {trains}; int8 {serves}"
     return Check("bf16 and int8", "ok", said)
 
 

@@ -32,7 +32,7 @@ def export(
     text_column: Annotated[str | None, typer.Option("--text-column", help="Of --dev.")] = None,
     label_column: Annotated[str | None, typer.Option("--label-column", help="Of --dev.")] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", "-e", help="[default: the one the adapter names]")
+        str | None, typer.Option("--encoder", "-e", help="\\[default: the one the adapter names]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The parity report as JSON.")] = False,

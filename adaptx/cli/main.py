@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from adaptx import __version__
-from adaptx.cli import adapters, data, doctor, eval, export, predict, push, runs, train
+from adaptx.cli import (
+    adapters,
+    data,
+    doctor,
+    encoders,
+    eval,
+    export,
+    predict,
+    push,
+    runs,
+    train,
+)
 from adaptx.cli.run import run
 
 app = typer.Typer(
@@ -18,7 +29,8 @@ app = typer.Typer(
     help=(
         "Parameter-efficient adapters for multilingual encoders, from training to ONNX on a CPU."
         "\n\n"
-        "Exit codes: 0 done, 2 bad input (one paragraph says what, and the remedy)."
+        "Exit codes: 0 done, 1 a check found something wrong, 2 bad input (one paragraph says "
+        "what, and the remedy)."
     ),
 )
 app.command("train", epilog=train.EXAMPLES)(train.train)
@@ -28,6 +40,7 @@ app.command("export", epilog=export.EXAMPLES)(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(adapters.app, name="adapters", epilog=adapters.EXAMPLES)
 app.command("push", epilog=push.EXAMPLES)(push.push)
+app.add_typer(encoders.app, name="encoders")
 app.add_typer(runs.app, name="runs")
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 

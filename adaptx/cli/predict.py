@@ -41,7 +41,7 @@ def predict(
         typer.Option("--adapter-column", help="Which column of --input names a row's adapter."),
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", "-e", help="[default: the one the adapter names]")
+        str | None, typer.Option("--encoder", "-e", help="\\[default: the one the adapter names]")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
     as_json: Annotated[

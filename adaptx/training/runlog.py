@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PACKAGES = ("adaptx", "torch", "transformers", "peft", "accelerate")
+NOT_DEVS = ("epoch", "loss", "seconds", "strength")  # an epoch's entries that no dev set gave
 UNSAID = ("peft_version", "megatron_core")  # in every configuration, and of no meaning here
 
 
@@ -149,7 +150,7 @@ class RunLog:
         values = {
             f"dev/{name.removeprefix('dev_')}": value
             for name, value in entry.items()
-            if name not in ("epoch", "loss", "seconds") and isinstance(value, (int, float))
+            if name not in NOT_DEVS and isinstance(value, (int, float))
         }
         self._track(values, self.last_step)
 

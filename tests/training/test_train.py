@@ -12,6 +12,7 @@ from peft import LoraConfig
 import adaptx as ax
 from adaptx.data.read import Example, read_examples
 from adaptx.errors import DataError, OptionError, SiteError, TrainingDiverged
+from adaptx.training.runs import read_log, read_run
 from adaptx.training.settings import Settings
 from tests.conftest import SAMPLE
 
@@ -273,7 +274,7 @@ def run_ranks(world, folder, meeting, *more):
 
 def test_two_processes_give_the_losses_of_one(small_folders, tmp_path):
     (alone,) = run_ranks(1, small_folders["bert"], tmp_path / "one")
-    ranks = run_ranks(2, small_folders["bert"], tmp_path / "two")
+    ranks = run_ranks(2, small_folders["bert"], tmp_path / "two", tmp_path / "run")
     assert alone["processes"] == 1
     assert [rank["processes"] for rank in ranks] == [2, 2]
     for rank in ranks:
@@ -282,6 +283,12 @@ def test_two_processes_give_the_losses_of_one(small_folders, tmp_path):
             assert found == pytest.approx([e[key] for e in alone["history"]], rel=1e-4)
         assert rank["weights"] == pytest.approx(alone["weights"], rel=1e-3, abs=1e-6)
     assert ranks[0]["weights"] == ranks[1]["weights"]
+    run = read_run(tmp_path / "run")  # written by the first process, about both
+    assert (run.state, run.processes) == ("done", 2)
+    assert [e["loss"] for e in read_log(run, "epoch")] == [e["loss"] for e in ranks[0]["history"]]
+    text = ax.Encoder.from_pretrained(small_folders["bert"]).text
+    tokens = sum(map(len, text.ids([row.text for row in read_examples(SAMPLE / "train.jsonl")])))
+    assert sum(step["tokens"] for step in read_log(run, "step")) == 3 * tokens
 
 
 def test_bf16_trains_to_losses_near_fp32(small_folders, tmp_path):
