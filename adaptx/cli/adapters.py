@@ -1,4 +1,7 @@
-"""`adaptx adapters`: list, show, rename and verify adapter folders. No torch but for --encoder."""
+"""`adaptx adapters`: list, show, rename, verify and import adapter folders.
+
+No torch but for import, and for verify's --encoder.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,13 @@ RENAME_EXAMPLES = """
 
   adaptx adapters rename adapters/sw-topics sw-news
 """
+IMPORT_EXAMPLES = """
+[bold]Examples[/bold]
+
+  adaptx adapters import from-peft -o adapters/sw-topics --labels health,sports
+
+  adaptx adapters import user/lora-sst2 -o adapters/sentiment --encoder FacebookAI/roberta-base
+"""
 VERIFY_EXAMPLES = """
 [bold]Examples[/bold]
 
@@ -57,7 +67,7 @@ VERIFY_EXAMPLES = """
 Exit codes: 0 all are whole, 1 some are damaged (the output says which, and why), 2 bad input.
 """
 
-app = typer.Typer(no_args_is_help=True, help="List, show, rename and verify adapter folders.")
+app = typer.Typer(no_args_is_help=True, help="List, show, rename, verify, import adapter folders.")
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -151,6 +161,58 @@ def rename(
     from adaptx.adapters.rename import rename_folder
 
     typer.echo(f"{_plain(folder)} is now {_plain(rename_folder(folder, name))}.")
+
+
+@app.command("import", epilog=IMPORT_EXAMPLES)
+def import_folder(
+    folder: Annotated[str, typer.Argument(help="PEFT's folder, or user/name on the Hub.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The adapter's new folder.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", "-e", show_default="the one that the folder names"),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix", help="Put before every text, as in its training.", show_default="none"
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", help="Comma-separated.", show_default="the encoder's"),
+    ] = None,
+    language: Annotated[str | None, typer.Option("--language", help="Such as sw.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+) -> None:
+    """Make an adapter of a folder that PEFT wrote, for an AutoModel or a classifier."""
+    from dataclasses import replace
+
+    from adaptx import storage
+    from adaptx.adapters import folder as layout
+    from adaptx.adapters.finding import find_folder
+    from adaptx.cli.opening import encoder_name
+    from adaptx.errors import OptionError
+
+    storage.check_output(output, overwrite)
+    found = find_folder(folder)
+    if (found / storage.MANIFEST).is_file():
+        raise OptionError(f"{folder} is adaptx's own adapter already: copy the folder.")
+    name = encoder or encoder_name(found)
+
+    from adaptx.adapters.adapter import Adapter
+    from adaptx.encoder.encoder import Encoder
+
+    opened = Encoder.from_pretrained(name, prefix=prefix or "")
+    names = [label.strip() for label in labels.split(",")] if labels else None
+    adapter = Adapter.load(found, opened, labels=names)
+    called = layout.check_name(output.resolve().name)
+    adapter.facts = replace(adapter.facts, name=called, language=language)
+    adapter.save(output, overwrite=overwrite)
+    answers = f"answers {', '.join(adapter.task.labels)}" if adapter.task else "has no head"
+    typer.echo(
+        f"Wrote {output}: {adapter.name} ({adapter.facts.method}, goes by {adapter.facts.way}), "
+        f"{answers}. It is taken to belong to {name}."
+    )
 
 
 @app.command("verify", epilog=VERIFY_EXAMPLES)
