@@ -185,11 +185,15 @@ def total_steps(config: PeftConfig | None, steps: int) -> PeftConfig | None:
     return config
 
 
-def after_backward(model: nn.Module | None, step: int) -> None:
-    """AdaLoRA gives its ranks out anew at each step, by the gradients (Zhang et al. 2023)."""
-    allocate = getattr(getattr(model, "base_model", None), "update_and_allocate", None)
-    if allocate is not None:
-        allocate(step)
+def allocates(model: nn.Module | None) -> bool:
+    """Whether the method gives its ranks out as it trains (AdaLoRA, Zhang et al. 2023)."""
+    return hasattr(getattr(model, "base_model", None), "update_and_allocate")
+
+
+def after_backward(model: Any, step: int) -> None:
+    """AdaLoRA gives its ranks out anew at each step, by the gradients."""
+    if allocates(model):
+        model.base_model.update_and_allocate(step)
 
 
 def regularization(model: nn.Module | None) -> Tensor | float:

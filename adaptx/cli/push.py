@@ -30,7 +30,7 @@ def push(
         bool, typer.Option("--private", help="Make the repository a private one.")
     ] = False,
     revision: Annotated[
-        str | None, typer.Option("--revision", help="The branch [default: main].")
+        str | None, typer.Option("--revision", help="The branch.", show_default="main")
     ] = None,
     message: Annotated[str | None, typer.Option("--message", help="The commit's.")] = None,
     dry_run: Annotated[

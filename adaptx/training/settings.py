@@ -20,6 +20,7 @@ class Settings:
     warmup        share of the steps that warm up
     weight_decay  AdamW's
     clip          largest norm of the gradient; 0 for no clipping
+    average       score and keep the average of the weights along the way (adaptx.training.average)
     metric        what is best on dev: accuracy, macro_f1 or weighted_f1
     patience      stop after so many epochs without a better dev score; None for never
     max_length    longest text in tokens; None for the encoder's own limit
@@ -33,6 +34,7 @@ class Settings:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
+    average: bool = True
     metric: str = "accuracy"
     patience: int | None = None
     max_length: int | None = None

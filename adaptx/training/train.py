@@ -24,6 +24,7 @@ from adaptx.encoder.sites import cast_sites
 from adaptx.errors import OptionError, choices
 from adaptx.evaluation.metrics import classification_scores
 from adaptx.tasks import Classification
+from adaptx.training.average import Average
 from adaptx.training.display import Display
 from adaptx.training.plan import Plan
 from adaptx.training.probe import fit_probe, pooled_states
@@ -156,6 +157,8 @@ def _loop(job: Job, log: RunLog) -> None:
     # `accelerate launch --gradient_accumulation_steps` makes backward() divide; `accumulate` is
     # what counts here, and an optimizer step's loss is the global batch's mean whatever was said.
     undivided = accelerator.num_processes * accelerator.gradient_accumulation_steps
+    averaged = options.average and not own_model.allocates(adapter.model)
+    average = Average(adapter.trainable() if averaged else [])
     kept = Kept(job)
     step_number = 0
     with Display(accelerator, total) as display:
@@ -191,6 +194,7 @@ def _loop(job: Job, log: RunLog) -> None:
                 )
                 optimizer.step()
                 own_model.after_backward(adapter.model, step_number)
+                average.update()
                 schedule.step()
                 optimizer.zero_grad()
                 losses.append(loss_value)
@@ -200,15 +204,17 @@ def _loop(job: Job, log: RunLog) -> None:
                 "loss": float(np.mean(losses)),
                 "seconds": round(time.perf_counter() - started, 2),
             }
-            if len(job.dev):
-                entry |= _evaluate(job, model)
             # The last step's weights have been through no loss yet.
             weights = (*adapter.weights().values(), *adapter.deltas().values())
             if not all(weight.isfinite().all() for weight in weights):
                 raise kept.diverged("a weight isn't finite after it", step_number, epoch)
-            if not math.isfinite(entry.get("dev_loss", 0.0)):
+            with average.applied():
+                if len(job.dev):
+                    entry |= _evaluate(job, model)
+                sound = math.isfinite(entry.get("dev_loss", 0.0))
+                best = sound and kept.offer(entry)
+            if not sound:
                 raise kept.diverged(f"the dev loss is {entry['dev_loss']}", step_number, epoch)
-            best = kept.offer(entry)
             display.epoch(entry, best)
             log.epoch(entry, best)
             if options.patience and len(job.dev) and epoch - kept.best["epoch"] >= options.patience:

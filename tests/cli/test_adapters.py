@@ -8,13 +8,17 @@ import subprocess
 import sys
 
 import pytest
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification
 
 from adaptx import Adapter, tasks
+from adaptx.adapters.folder import read_facts
 from adaptx.cli.main import app
-from adaptx.errors import FolderError
+from adaptx.data.read import read_examples
+from adaptx.errors import FolderError, OptionError, OutputExists
 from tests.cli.test_cli import refused, run
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SAMPLE
 from tests.hub_server import running_hub
 from tests.test_layout import HEAVY
 from tests.test_readme import blocks
@@ -138,13 +142,23 @@ def commands(page):
     return [shlex.split(line)[1:] for line in lines if line.startswith("adaptx ")]
 
 
-def test_the_page_of_adapters_runs(encoder, tmp_path, monkeypatch, capsys):
+def test_the_page_of_adapters_runs(encoder, small_folders, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    from_peft(small_folders["roberta"], tmp_path / "from-peft")
+    (config,) = blocks(ROOT / "docs" / "adapters.md", "json")
+    (tmp_path / "ia3.json").write_text(config)
+    (tmp_path / "data").mkdir()
+    for split in ("train", "dev"):
+        rows = read_examples(SAMPLE / f"{split}.jsonl")
+        lines = ["text\tlabel", *(f"{row.text}\t{row.label}" for row in rows)]
+        (tmp_path / "data" / f"{split}.tsv").write_text("\n".join(lines), encoding="utf-8")
     save(encoder, tmp_path / "adapters" / "sw-topics")
     Adapter.new(encoder, TASK, None, name="sw-probe").save("adapters/sw-probe")
     shutil.copytree("adapters", "more-adapters")
     for arguments in commands("adapters.md"):
-        assert adaptx(*arguments) == 0, arguments
+        quick = ["-e", small_folders["bert"], "--epochs", "1"] if arguments[0] == "train" else []
+        assert adaptx(*arguments, *quick) == 0, arguments
+    assert read_facts(tmp_path / "adapters" / "sw-ia3")[0].way == "own pass"
     assert (tmp_path / "adapters" / "sw-news").is_dir()
     assert "0 of them damaged" in capsys.readouterr().out
 
@@ -163,3 +177,25 @@ def test_the_page_of_the_hub_runs(small, tmp_path, monkeypatch):
         offline = environment | {"HF_HUB_OFFLINE": "1"}
         again = run("adapters", "verify", "somebody/sw-topics", **offline)
         assert again.stdout == "somebody/sw-topics: whole.\n"
+
+
+def from_peft(encoder_folder, folder):
+    """A classifier's LoRA, as PEFT writes it."""
+    torch.manual_seed(0)
+    kind = AutoModelForSequenceClassification
+    model = kind.from_pretrained(encoder_folder, num_labels=2)
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(folder)
+
+
+def test_pefts_folder_is_imported_by_one_command(small_folders, tmp_path, capsys):
+    from_peft(small_folders["roberta"], tmp_path / "theirs")
+    asked = ["adapters", "import", tmp_path / "theirs", "-o", tmp_path / "ours"]
+    assert adaptx(*asked, "--labels", "a,b", "--language", "sw") == 0
+    assert "goes by bank), answers a, b" in capsys.readouterr().out
+    facts, _ = read_facts(tmp_path / "ours")
+    assert (facts.name, facts.method, facts.prefix, facts.language) == ("ours", "lora", "", "sw")
+    with pytest.raises(OptionError, match="own adapter already"):
+        adaptx("adapters", "import", tmp_path / "ours", "-o", tmp_path / "x")
+    with pytest.raises(OutputExists):
+        adaptx(*asked)
