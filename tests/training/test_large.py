@@ -1,0 +1,67 @@
+"""Training on a file larger than memory: rows are read when their turn comes."""
+
+import json
+
+import pytest
+from peft import LoraConfig
+
+import adaptx as ax
+from adaptx.data import large
+from adaptx.data.read import read_examples
+from adaptx.errors import DataError, OptionError
+
+LORA = LoraConfig(r=2, target_modules=["query"])
+TOPICS = ax.tasks.Classification(["afya", "michezo"])
+WORDS = {"afya": ["dawa", "damu", "mwili"], "michezo": ["timu", "mechi", "bao"]}
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """40 texts of one length, so that sorting by length changes no batch; `large` from here on."""
+    monkeypatch.setattr(large, "LARGE", 0)
+    lines = [
+        json.dumps({"text": f"{WORDS[label][i % 3]} {WORDS[label][i % 2]}", "label": label})
+        for i in range(20)
+        for label in WORDS
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path / "train.jsonl"
+
+
+def fit(encoder, train, task=TOPICS, config=LORA, **options):
+    settings = {"epochs": 2, "batch_size": 8, "lr": 1e-2} | options
+    return ax.train(encoder, task, config, name="x", train=train, **settings)
+
+
+def losses(adapter):
+    return [entry["loss"] for entry in adapter.facts.training["history"]]
+
+
+def test_the_losses_are_those_of_the_file_in_memory(small, path):
+    rows = read_examples(path)
+    lengths = {len(ids) for ids in small.text.ids([row.text for row in rows])}
+    assert len(lengths) == 1
+    from_memory, from_file = fit(small, rows), fit(small, str(path))
+    assert losses(from_file) == losses(from_memory)
+    assert from_file.facts.training["train_rows"] == 40
+
+
+def test_labels_come_from_the_task_or_from_dev(small, path, tmp_path):
+    with pytest.raises(OptionError, match=r"too large to be read for its labels.*--labels"):
+        fit(small, path, ax.tasks.Classification())
+    dev = read_examples(path)[:6]
+    adapter = fit(small, path, ax.tasks.Classification(), dev=dev)
+    assert adapter.task.labels == ("afya", "michezo")
+
+
+def test_a_bad_row_is_named_when_its_turn_comes(small, path):
+    lines = path.read_text().splitlines()
+    lines[16] = '{"text": "dawa damu", "label": "siasa"}'
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"line 17: unknown label 'siasa'; allowed: afya, michezo"):
+        fit(small, path)
+
+
+def test_a_probe_needs_all_rows_at_once(small, path):
+    with pytest.raises(OptionError, match="larger than memory"):
+        fit(small, path, config=None)
