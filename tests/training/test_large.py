@@ -1,5 +1,6 @@
 """Training on a file larger than memory: rows are read when their turn comes."""
 
+import itertools
 import json
 
 import pytest
@@ -12,17 +13,17 @@ from adaptx.errors import DataError, OptionError
 
 LORA = LoraConfig(r=2, target_modules=["query"])
 TOPICS = ax.tasks.Classification(["afya", "michezo"])
-WORDS = {"afya": ["dawa", "damu", "mwili"], "michezo": ["timu", "mechi", "bao"]}
+WORDS = ["dawa", "damu", "timu", "mechi", "bao"]
 
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
     """40 texts of one length, so that sorting by length changes no batch; `large` from here on."""
     monkeypatch.setattr(large, "LARGE", 0)
+    orders = itertools.islice(itertools.permutations(WORDS), 40)
     lines = [
-        json.dumps({"text": f"{WORDS[label][i % 3]} {WORDS[label][i % 2]}", "label": label})
-        for i in range(20)
-        for label in WORDS
+        json.dumps({"text": " ".join(words), "label": TOPICS.labels[i % 2]})
+        for i, words in enumerate(orders)
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
     return tmp_path / "train.jsonl"
