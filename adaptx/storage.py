@@ -2,7 +2,7 @@
 
 Everything adaptx writes is a folder with a manifest, `adaptx.json`:
 
-    {"schema": 1, "kind": "adapter" | "encoder" | "merged" | "data", …,
+    {"schema": 1, "kind": "adapter" | "encoder" | "merged" | "data" …,
      "files": {"<name>": "<sha256>"}}
 
 It is made in a temporary sibling, fsynced, then renamed into place: a reader sees the old folder
@@ -49,11 +49,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_output(folder: str | Path, overwrite: bool) -> Path:
+def check_output(folder: str | Path, overwrite: bool, kind: str | None = None) -> Path:
     """Refuse, before any work is done, an output folder that may not be (re)placed.
 
     Raises OutputExists when the folder exists and `overwrite` is off, and, whatever `overwrite`
-    says, when it holds things that adaptx didn't write: replacing it would delete them.
+    says, when it holds things that adaptx didn't write, or another kind of thing than `kind`:
+    replacing it would delete them.
     """
     folder = Path(os.path.realpath(folder))
     above = next(path for path in folder.parents if path.exists())
@@ -71,18 +72,34 @@ def check_output(folder: str | Path, overwrite: bool) -> Path:
             f"{folder} exists already: choose another output folder, or pass --overwrite "
             f"(overwrite=True) to replace it."
         )
+    found = _kind(folder)
+    if kind is not None and found not in (None, kind):
+        raise OutputExists(
+            f"{folder} holds a {found!r}, and a {kind!r} would replace it: choose another output "
+            f"folder, or delete this one yourself."
+        )
     return folder
 
 
+def _kind(folder: Path) -> str | None:
+    """What a manifest says a folder holds; None for one that can't be read."""
+    try:
+        return read_json(folder / MANIFEST).get("kind")
+    except FolderError:
+        return None
+
+
 @contextmanager
-def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    folder: str | Path, *, overwrite: bool = False, kind: str | None = None
+) -> Iterator[Path]:
     """A temporary sibling of `folder` to write into; renamed to `folder` when the block succeeds.
 
     When the block raises, nothing is left behind and an older folder stays as it was.
     """
     from safetensors import SafetensorError
 
-    folder = check_output(folder, overwrite)
+    folder = check_output(folder, overwrite, kind)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
     made, old = (folder.parent / f".{folder.name}.{kind}-{unique}" for kind in ("new", "old"))

@@ -271,7 +271,7 @@ class Adapter(nn.Module):
         """Write the adapter's folder, whole or not at all (see adaptx.adapters.folder)."""
         from safetensors.torch import save_file
 
-        with storage.new_folder(folder, overwrite=overwrite) as made:
+        with storage.new_folder(folder, overwrite=overwrite, kind="adapter") as made:
             if self.sites:
                 tensors = {}
                 for site, part in self.sites.items():

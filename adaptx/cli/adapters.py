@@ -193,7 +193,7 @@ def import_folder(
     from adaptx.cli.opening import encoder_name
     from adaptx.errors import OptionError
 
-    storage.check_output(output, overwrite)
+    storage.check_output(output, overwrite, "adapter")
     found = find_folder(folder)
     if (found / storage.MANIFEST).is_file():
         raise OptionError(f"{folder} is adaptx's own adapter already: copy the folder.")

@@ -129,7 +129,7 @@ def split(
     from adaptx.data.read import read_examples
     from adaptx.data.splits import split_examples, write_split
 
-    storage.check_output(output, overwrite)
+    storage.check_output(output, overwrite, "data")
     wanted = _shares(shares)
     rows = read_examples(source, text_column=text_column, label_column=label_column)
     parts = split_examples(rows, wanted, seed=seed)

@@ -71,7 +71,7 @@ def evaluate(
         raise OptionError(f"--card writes into folders here, and {choices(away)} isn't one.")
     adapters = [find_folder(name) for name in names]
     if output:
-        storage.check_output(output, overwrite)
+        storage.check_output(output, overwrite, "evaluation")
     files = dict(_named(item) for item in data)
     if len(files) < len(data):
         raise OptionError(f"Two --data have the same name ({choices(files)}): use NAME=FILE.")

@@ -44,7 +44,7 @@ def export(
 
     if not merged:
         raise OptionError("There is one kind of export so far, the merged model: pass --merged.")
-    storage.check_output(output, overwrite)
+    storage.check_output(output, overwrite, "merged")
     rows = read_examples(dev, text_column=text_column, label_column=label_column) if dev else None
     opened, chosen = open_adapter(adapter, encoder)
 

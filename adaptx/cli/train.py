@@ -149,7 +149,7 @@ def train(
     from adaptx.data.large import open_examples
     from adaptx.tasks import Classification
 
-    storage.check_output(output, overwrite)
+    storage.check_output(output, overwrite, "adapter")
     names = tuple(label.strip() for label in labels.split(",")) if labels else ()
     columns: Any = {"text_column": text_column, "label_column": label_column}
     train_rows = open_examples(train, **columns)

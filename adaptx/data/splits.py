@@ -68,7 +68,7 @@ def write_split(
     overwrite: bool = False,
 ) -> None:
     """Write each part as `<name>.jsonl` (text and label) into a new folder, with `facts`."""
-    with storage.new_folder(folder, overwrite=overwrite) as made:
+    with storage.new_folder(folder, overwrite=overwrite, kind="data") as made:
         for name, part in parts.items():
             lines = (
                 json.dumps({"text": e.text, "label": e.label}, ensure_ascii=False) for e in part

@@ -24,7 +24,7 @@ def write_evaluation(
     """Write `result` and the plots of `compared` into a new folder, whole or not at all."""
     from adaptx.evaluation.plots import confusion_plot, scores_plot
 
-    with storage.new_folder(folder, overwrite=overwrite) as made:
+    with storage.new_folder(folder, overwrite=overwrite, kind="evaluation") as made:
         storage.write_json(made / "report.json", result)
         scores_plot(compared, made / "scores.png")
         for language in compared.languages:

@@ -52,11 +52,11 @@ def export_merged(
             f"Adapter {adapter.name!r} has no head: there is no classifier to export."
         )
     adapter.check_encoder(encoder)
-    storage.check_output(output, overwrite)
+    storage.check_output(output, overwrite, "merged")
     rows = read_examples(dev) if isinstance(dev, (str, Path)) else list(dev or ())
     if rows:
         adapter.task.targets(rows)
-    with storage.new_folder(output, overwrite=overwrite) as made:
+    with storage.new_folder(output, overwrite=overwrite, kind="merged") as made:
         write_merged(encoder, adapter, made)
         if quantize == "int8":
             quantize_int8(made, kept_fp32(made / MODEL))
