@@ -144,16 +144,6 @@ def test_a_file_as_output_is_refused_and_kept(tmp_path, overwrite):
 def test_an_empty_folder_may_be_filled(tmp_path):
     (tmp_path / "out").mkdir()
     assert check_output(tmp_path / "out", overwrite=False) == tmp_path / "out"
-
-
-def test_one_kind_of_thing_never_replaces_another(tmp_path):
-    with new_folder(tmp_path / "out", kind="adapter") as made:
-        storage.write_manifest(made, "adapter", {})
-    assert check_output(tmp_path / "out", True, "adapter") == tmp_path / "out"
-    with pytest.raises(OutputExists, match="holds a 'adapter', and a 'merged' would replace it"):
-        check_output(tmp_path / "out", True, "merged")
-    with pytest.raises(OutputExists), new_folder(tmp_path / "out", overwrite=True, kind="merged"):
-        raise AssertionError
     written(tmp_path / "out")
     assert set(contents(tmp_path)) == {"out", "out/weights.txt", "out/adaptx.json"}
 
@@ -435,3 +425,13 @@ def test_the_hand_written_layout_of_safetensors_is_read(tmp_path):
     path = Path(tmp_path / "a.safetensors")
     path.write_bytes(data)
     assert read_tensors(path)["a"].tolist() == [1.0, -2.5]
+
+
+def test_one_kind_of_thing_never_replaces_another(tmp_path):
+    with new_folder(tmp_path / "out", kind="adapter") as made:
+        storage.write_manifest(made, "adapter", {})
+    assert check_output(tmp_path / "out", True, "adapter") == tmp_path / "out"
+    with pytest.raises(OutputExists, match="holds a 'adapter', and a 'merged' would replace it"):
+        check_output(tmp_path / "out", True, "merged")
+    with pytest.raises(OutputExists), new_folder(tmp_path / "out", overwrite=True, kind="merged"):
+        raise AssertionError
