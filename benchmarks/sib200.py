@@ -38,11 +38,11 @@ from adaptx.evaluation.metrics import classification_scores
 
 ENCODER = "bundled:multilingual-e5-small"
 LORA = {"r": 16, "lora_alpha": 16, "target_modules": "all-linear"}
-COMMON = {"epochs": 8, "batch_size": 16, "precision": "bf16"}
+COMMON = {"epochs": 8, "batch_size": 16, "precision": "bf16", "metric": "dev_loss"}
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "lora": [{**COMMON, "lora": LORA, "lr": lr} for lr in (5e-4, 1e-3, 2e-3)],
     "full": [{**COMMON, "dropout": 0.1, "lr": lr} for lr in (3e-5, 5e-5, 1e-4)],
-    "probe": [{}],
+    "probe": [{"metric": "dev_loss"}],
 }
 CHOSEN = {"lora": 1, "full": 1, "probe": 0}  # places in the grids, by --search
 SEARCHED = ("swh_Latn", "yor_Latn")

@@ -119,7 +119,8 @@ def train(
     weight_decay: Annotated[float, typer.Option("--weight-decay")] = 0.01,
     clip: Annotated[float, typer.Option("--clip", help="Gradient norm; 0 for none.")] = 1.0,
     metric: Annotated[
-        str, typer.Option("--metric", help="Best on dev: accuracy, macro_f1, weighted_f1.")
+        str,
+        typer.Option("--metric", help="On dev: accuracy, macro_f1, weighted_f1, dev_loss."),
     ] = "accuracy",
     patience: Annotated[
         int | None, typer.Option("--patience", help="Stop after so many epochs without a gain.")

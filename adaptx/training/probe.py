@@ -13,7 +13,12 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.encoder.encoder import Encoder
 from adaptx.evaluation.metrics import classification_scores
 
-SCORING = {"accuracy": "accuracy", "macro_f1": "f1_macro", "weighted_f1": "f1_weighted"}
+SCORING = {  # scikit-learn's names
+    "accuracy": "accuracy",
+    "macro_f1": "f1_macro",
+    "weighted_f1": "f1_weighted",
+    "dev_loss": "neg_log_loss",
+}
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 2, 13))  # scikit-learn's C
 
 
@@ -43,6 +48,7 @@ def fit_probe(
     Returns the C that `metric` chose. The features' standardization is folded into the head.
     """
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
     from sklearn.model_selection import cross_val_score
     from sklearn.preprocessing import StandardScaler
 
@@ -57,8 +63,11 @@ def fit_probe(
                 return 0.0
             scoring = SCORING[metric]
             return float(cross_val_score(model, x, y, cv=folds, scoring=scoring).mean())
-        predicted = model.fit(x, y).predict(scaler.transform(dev[0]))
-        return classification_scores(dev[1], predicted)[metric]
+        model.fit(x, y)
+        x_dev = scaler.transform(dev[0])
+        if metric == "dev_loss":
+            return -float(log_loss(dev[1], model.predict_proba(x_dev), labels=model.classes_))
+        return classification_scores(dev[1], model.predict(x_dev))[metric]
 
     best = max(STRENGTHS, key=score)  # ties: the strongest regularization
     model = LogisticRegression(C=best, max_iter=2000, random_state=seed).fit(x, y)

@@ -17,7 +17,7 @@ from adaptx.errors import TrainingDiverged
 from adaptx.tasks import Classification
 from adaptx.training.rows import EncodedRows, Rows
 from adaptx.training.runlog import method_config
-from adaptx.training.settings import Settings
+from adaptx.training.settings import DEV_LOSS, Settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -93,9 +93,11 @@ class Kept:
         return True
 
     def _rank(self, entry: Mapping[str, Any]) -> tuple[float, float]:
-        if "dev_loss" not in entry:
+        if DEV_LOSS not in entry:
             return float(entry["epoch"]), 0.0
-        return entry[self.job.options.metric], -entry["dev_loss"]
+        metric = self.job.options.metric
+        first = -entry[DEV_LOSS] if metric == DEV_LOSS else entry[metric]
+        return first, -entry[DEV_LOSS]
 
     def restore(self) -> None:
         """Put the best epoch's weights back, and record the training."""

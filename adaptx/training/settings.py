@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from adaptx.errors import OptionError, choices
 from adaptx.evaluation.metrics import METRICS
 
+DEV_LOSS = "dev_loss"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -21,7 +23,8 @@ class Settings:
     weight_decay  AdamW's
     clip          largest norm of the gradient; 0 for no clipping
     average       score and keep the average of the weights along the way (adaptx.training.average)
-    metric        what is best on dev: accuracy, macro_f1 or weighted_f1
+    metric        what is best on dev: accuracy, macro_f1, weighted_f1, or dev_loss, the lowest of
+                  which is the surer sign where dev has few rows
     patience      stop after so many epochs without a better dev score; None for never
     max_length    longest text in tokens; None for the encoder's own limit
     seed          of the initialization, the shuffles and the dropout
@@ -53,8 +56,8 @@ class Settings:
             if not number or not 0 <= value < below or (name == "lr" and value == 0):
                 least = "above 0" if name == "lr" else "at least 0"
                 raise OptionError(f"{name}={value!r} must be a number, {least}, below {below:g}.")
-        if self.metric not in METRICS:
-            raise OptionError(f"metric={self.metric!r} is none of {choices(METRICS)}.")
+        if self.metric not in (*METRICS, DEV_LOSS):
+            raise OptionError(f"metric={self.metric!r} is none of {choices((*METRICS, DEV_LOSS))}.")
         if self.accumulate > self.batch_size:
             raise OptionError(
                 f"accumulate={self.accumulate} cuts a batch of {self.batch_size} into nothing."

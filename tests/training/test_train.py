@@ -312,3 +312,14 @@ print(json.dumps([adapter.facts.training["precision"]]
         assert found[precision][0] == precision
     assert found["bf16"][1:] == pytest.approx(found["no"][1:], rel=2e-2)
     assert found["bf16"][1:] != found["no"][1:]
+
+
+@pytest.mark.parametrize("config", [LORA, None], ids=["lora", "probe"])
+def test_the_lowest_dev_loss_may_choose(small, config):
+    adapter = fit(small, config=config, epochs=5, lr=3e-2, metric="dev_loss")
+    training = adapter.facts.training
+    losses = [entry["dev_loss"] for entry in training["history"]]
+    assert training["best"]["dev_loss"] == min(losses)
+    if config is None:  # of the strengths, none may give a lower loss than the one chosen
+        other = fit(small, config=None, metric="accuracy")
+        assert min(losses) <= other.facts.training["best"]["dev_loss"] + 1e-9
