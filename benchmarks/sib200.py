@@ -38,10 +38,13 @@ from adaptx.evaluation.metrics import classification_scores
 
 ENCODER = "bundled:multilingual-e5-small"
 LORA = {"r": 16, "lora_alpha": 16, "target_modules": "all-linear"}
-COMMON = {"epochs": 8, "batch_size": 16, "precision": "bf16", "metric": "dev_loss"}
+COMMON = {
+    **{"epochs": 4, "batch_size": 16, "probe_first": True},
+    **{"precision": "bf16", "metric": "dev_loss"},
+}
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "lora": [{**COMMON, "lora": LORA, "lr": lr} for lr in (5e-4, 1e-3, 2e-3)],
-    "full": [{**COMMON, "dropout": 0.1, "lr": lr} for lr in (3e-5, 5e-5, 1e-4)],
+    "lora": [{**COMMON, "lora": LORA, "lr": lr} for lr in (3e-4, 6e-4, 1e-3)],
+    "full": [{**COMMON, "dropout": 0.1, "lr": lr} for lr in (2e-5, 5e-5, 1e-4)],
     "probe": [{"metric": "dev_loss"}],
 }
 CHOSEN = {"lora": 1, "full": 1, "probe": 0}  # places in the grids, by --search
@@ -149,6 +152,7 @@ def run(folder: Path, method: str, settings: dict[str, Any], seed: int) -> dict[
     return {
         **classification_scores(report.targets, report.predicted),
         "dev_accuracy": adapter.facts.training["best"]["accuracy"],
+        "dev_loss": adapter.facts.training["best"]["dev_loss"],
         "trainable_share": adapter.parameters_count / encoder.parameters,
         "seconds": round(seconds, 1),
         "targets": report.targets.tolist(),

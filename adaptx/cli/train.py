@@ -115,6 +115,9 @@ def train(
     accumulate: Annotated[
         int, typer.Option("--accumulate", help="Micro-batches of a step: less memory.")
     ] = 1,
+    probe_first: Annotated[
+        bool, typer.Option("--probe-first", help="Begin with a probe's head: fewer epochs needed.")
+    ] = False,
     warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps.")] = 0.1,
     weight_decay: Annotated[float, typer.Option("--weight-decay")] = 0.01,
     clip: Annotated[float, typer.Option("--clip", help="Gradient norm; 0 for none.")] = 1.0,
@@ -166,8 +169,8 @@ def train(
     settings: dict[str, Any] = {
         "epochs": epochs, "lr": LRS.get(method.value, 1e-3) if lr is None else lr,
         "batch_size": batch_size, "accumulate": accumulate,
-        "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "metric": metric,
-        "patience": patience, "max_length": max_length, "seed": seed,
+        "probe_first": probe_first, "warmup": warmup, "weight_decay": weight_decay,
+        "clip": clip, "metric": metric, "patience": patience, "max_length": max_length, "seed": seed,
     }  # fmt: skip
     plan = Settings(**settings)
     trackers = [tracker.strip() for tracker in track.split(",") if tracker.strip()]

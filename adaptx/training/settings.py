@@ -22,6 +22,8 @@ class Settings:
     warmup        share of the steps that warm up
     weight_decay  AdamW's
     clip          largest norm of the gradient; 0 for no clipping
+    probe_first   begin with the probe's head instead of a random one (Kumar et al. 2022, "LP-FT",
+                  arXiv 2202.10054): fewer epochs are needed
     average       score and keep the average of the weights along the way (adaptx.training.average)
     metric        what is best on dev: accuracy, macro_f1, weighted_f1, or dev_loss, the lowest of
                   which is the surer sign where dev has few rows
@@ -37,6 +39,7 @@ class Settings:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
+    probe_first: bool = False
     average: bool = True
     metric: str = "accuracy"
     patience: int | None = None

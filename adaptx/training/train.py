@@ -104,6 +104,8 @@ def train(
             log.epoch(history[-1], best=True)
             job.record(history)
         else:
+            if options.probe_first:
+                _probe(job)
             held = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
             with (
                 encoder.checkpointing(adapter.model) if checkpointing else nullcontext(),

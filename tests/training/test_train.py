@@ -323,3 +323,11 @@ def test_the_lowest_dev_loss_may_choose(small, config):
     if config is None:  # of the strengths, none may give a lower loss than the one chosen
         other = fit(small, config=None, metric="accuracy")
         assert min(losses) <= other.facts.training["best"]["dev_loss"] + 1e-9
+
+
+def test_a_training_may_begin_with_the_probes_head(small):
+    probe = fit(small, config=None)
+    first = fit(small, epochs=1, lr=1e-9, probe_first=True)
+    torch.testing.assert_close(first.head.weight, probe.head.weight)
+    scores = [a.facts.training["best"]["dev_loss"] for a in (first, probe)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
