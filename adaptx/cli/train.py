@@ -170,7 +170,8 @@ def train(
         "epochs": epochs, "lr": LRS.get(method.value, 1e-3) if lr is None else lr,
         "batch_size": batch_size, "accumulate": accumulate,
         "probe_first": probe_first, "warmup": warmup, "weight_decay": weight_decay,
-        "clip": clip, "metric": metric, "patience": patience, "max_length": max_length, "seed": seed,
+        "clip": clip, "metric": metric, "patience": patience, "max_length": max_length,
+        "seed": seed,
     }  # fmt: skip
     plan = Settings(**settings)
     trackers = [tracker.strip() for tracker in track.split(",") if tracker.strip()]
