@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 VENV_T5 := .venv-t5
 BIN := $(VENV)/bin
-PYTEST := -m pytest -q
+# At most four tests at a time, a file of them each, with one thread: a worker holds an encoder.
+PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
@@ -39,6 +40,8 @@ lint: install        ## ruff and mypy
 format: install      ## put the code into its format
 	$(BIN)/ruff check --fix-only -q .
 	$(BIN)/ruff format -q .
+
+test test-t5 test-all: export OMP_NUM_THREADS ?= 1
 
 test: install        ## the tests, less the slow ones
 	$(BIN)/python $(PYTEST) -m "not slow"
