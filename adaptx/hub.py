@@ -10,6 +10,9 @@ from pathlib import Path
 from adaptx.errors import HubError
 
 _NAME = re.compile(r"(?!.*(?:--|\.\.))(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?", re.ASCII)
+TOKENIZER_FILES = (
+    *("tokenizer*.json", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model"),
+)
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from adaptx.adapters.lora import LoraSite, check_config, init_sites, rank_and_sc
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder, mean_pool
 from adaptx.encoder.opening import load_model
-from adaptx.errors import FingerprintError, FolderError, OptionError
+from adaptx.errors import FingerprintError, FolderError, OptionError, choices
 from adaptx.tasks import Classification, Prediction, task_from_json
 
 if TYPE_CHECKING:
@@ -180,6 +180,31 @@ class Adapter(nn.Module):
             for name, tensor in self.state_dict().items()
             if not name.startswith("model.") or name.removeprefix("model.") in self._own
         }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        """What .to() and its kin go through: the frozen tensors of its model are the encoder's."""
+        model, self._modules["model"] = self.model, None
+        super()._apply(fn, recurse)
+        self._modules["model"] = model
+        for name, module in model.named_modules() if model is not None else ():
+            for kind in (module._parameters, module._buffers):
+                for leaf, tensor in kind.items():
+                    if tensor is None:
+                        continue
+                    if isinstance(tensor, nn.Parameter):
+                        if f"{name}.{leaf}".lstrip(".") in self._own:
+                            tensor.data = fn(tensor.data)
+                    else:  # the encoder moves its buffers by putting others in their place
+                        kind[leaf] = fn(tensor)
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Adapter:
+        """Let the adapter's own parameters train, or not."""
+        own = self.weights().keys()
+        for name, parameter in self.named_parameters():
+            if name in own:
+                parameter.requires_grad_(requires_grad)
+        return self
 
     def trainable(self) -> list[nn.Parameter]:
         """What an optimizer takes: the adapter's parameters, less what its method keeps fixed."""
@@ -425,10 +450,18 @@ def read_config(path: Path) -> Any:
     kind = value.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise FolderError(f"{path} configures {kind!r}, no method that this peft knows.")
+    made_by = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    known = made_by.__dataclass_fields__
+    if unknown := sorted(key for key in value.keys() - known.keys() if value[key]):
+        raise FolderError(
+            f"{path} has options that {kind} in this peft doesn't know: {choices(unknown)}. "
+            f"Correct them, or upgrade peft; there is {', '.join(known)}."
+        )
+    if "total_step" in known and not value.get("total_step"):
+        value |= {"total_step": 2**31}  # AdaLoRA asks for it; the training sets it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made_by = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
             config = made_by.from_peft_type(**made_by.check_kwargs(**value))
     except (TypeError, ValueError, AttributeError) as error:
         raise FolderError(f"{path} can't be a configuration of {kind}: {error}") from error
@@ -439,6 +472,10 @@ def read_config(path: Path) -> Any:
 
 def read_sites(path: Path, names: list[str], config: LoraConfig) -> dict[str, LoraSite]:
     """The LoRA parts in a weights file, which must have just these sites, at the config's ranks."""
+    from peft import LoraConfig
+
+    if type(config) is not LoraConfig:
+        raise FolderError(f"{path.parent} says it is a LoRA, and its configuration isn't one.")
     check_config(config)
     sites = {}
     for name, (a, b) in layout.site_tensors(path, names).items():

@@ -81,7 +81,8 @@ def _front_matter(facts: Facts) -> str:
 
 
 def _summary(facts: Facts, labels: list[str]) -> str:
-    what = _WHAT.get(facts.method, _OTHER).format(sites=len(facts.scales), method=facts.method)
+    text = _OTHER if facts.way == "own pass" else _WHAT.get(facts.method, _OTHER)
+    what = text.format(sites=len(facts.scales), method=facts.method)
     if not labels:
         return f"An adapter for the text encoder `{facts.encoder}`. {what}. It has no head."
     read = [

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from adaptx import storage
+from adaptx import hub, storage
 from adaptx.adapters.card import model_card
 from adaptx.errors import FolderError, OptionError, choices
 
@@ -31,7 +31,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 CARD = "README.md"
-FILES = ("*.json", "*.safetensors", CARD)  # of a Hub repository; no pickle and no code
+# Of a Hub repository; no pickle and no code. A whole model has a tokenizer.
+FILES = ("*.json", "*.safetensors", CARD, *hub.TOKENIZER_FILES)
 PREFIX = "base_model.model."
 T = TypeVar("T", bound=Any)  # an array or a tensor
 

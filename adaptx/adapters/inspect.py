@@ -102,7 +102,7 @@ def row(folder: Path) -> dict[str, Any]:
     return found | {
         "name": facts.name,
         "method": facts.method,
-        "way": _way(facts, manifest),
+        "way": _way(folder, facts, manifest),
         "language": facts.language,
         "task": (facts.task or {}).get("kind"),
         "labels": len(labels) if isinstance(labels, list) else None,
@@ -128,7 +128,7 @@ def details(folder: Path) -> dict[str, Any]:
     return said | {
         "folder": str(folder),
         "written_by": "adaptx" if manifest else "PEFT",
-        "way": _way(facts, manifest),
+        "way": _way(folder, facts, manifest),
         "weights": sum(math.prod(shape) for file in shapes.values() for shape in file.values()),
         "sites": _sites(shapes.get(layout.WEIGHTS, {}), scales),
         "head": shapes.get(layout.HEAD, {}),
@@ -171,9 +171,14 @@ def _check(folder: Path, name: str, facts: layout.Facts, manifest: dict[str, Any
         storage.read_tensors(path, integers=True)
 
 
-def _way(facts: layout.Facts, manifest: dict[str, Any] | None) -> str:
-    """`Facts.way`; PEFT's folders say no scales."""
-    return "bank" if manifest is None and facts.method == "lora" else facts.way
+def _way(folder: Path, facts: layout.Facts, manifest: dict[str, Any] | None) -> str:
+    """`Facts.way`; PEFT's folders say no scales, and what a bank can't hold in a few options."""
+    if manifest is not None or facts.method != "lora":
+        return facts.way
+    config = storage.read_json(folder / layout.CONFIG)
+    plain = config.get("init_lora_weights") in (True, False, "gaussian", None)
+    beside = config.get("bias") not in ("none", None) or config.get("lora_bias")
+    return "bank" if plain and not beside else "own pass"
 
 
 def _files(folder: Path) -> list[Path]:

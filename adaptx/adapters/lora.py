@@ -40,6 +40,20 @@ INITS = (True, False, "gaussian")
 HEADS = {"classifier", "score"}  # what modules_to_save may name: the head, which is adaptx's own
 
 
+KINDS: dict[str, tuple[type, ...]] = {
+    "r": (int,),
+    "lora_alpha": (int, float),
+    "lora_dropout": (int, float),
+    "use_rslora": (bool,),
+    "target_modules": (str, list, set, tuple, type(None)),
+    "exclude_modules": (str, list, set, tuple, type(None)),
+    "layers_to_transform": (int, list, tuple, type(None)),
+    "rank_pattern": (dict, type(None)),
+    "alpha_pattern": (dict, type(None)),
+    "modules_to_save": (list, set, tuple, type(None)),
+}
+
+
 class LoraSite(nn.Module):
     """One adapter's LoRA at one site: `a` fp32 `[R, I]`, `b` fp32 `[O, R]` (PEFT's orientation)."""
 
@@ -139,11 +153,28 @@ def unexpressed(config: LoraConfig) -> str | None:
 
 def check_config(config: LoraConfig) -> None:
     """Raise OptionError for values that mean nothing."""
+    for option, kinds in KINDS.items():
+        value = getattr(config, option)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise OptionError(f"LoraConfig({option}={value!r}) can't be a {type(value).__name__}.")
+    for pattern in (config.rank_pattern, config.alpha_pattern):
+        for key, value in (pattern or {}).items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not isinstance(key, str) or not number or not _is_regex(key):
+                raise OptionError(f"A pattern of LoraConfig can't have {key!r}: {value!r}.")
     numbers = [config.lora_alpha, *(config.alpha_pattern or {}).values()]
     if not all(isinstance(alpha, (int, float)) and math.isfinite(alpha) for alpha in numbers):
         raise OptionError(f"lora_alpha and alpha_pattern must be numbers, not {choices(numbers)}.")
     if not 0 <= config.lora_dropout < 1:
         raise OptionError(f"lora_dropout={config.lora_dropout} must be at least 0 and below 1.")
+
+
+def _is_regex(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[str]:

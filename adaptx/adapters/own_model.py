@@ -11,6 +11,7 @@ evaluation, merged export) is the same. Methods: Mangrulkar et al. 2022, PEFT.
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -22,15 +23,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from adaptx import storage
 from adaptx.adapters.lora import HEADS, targets
 from adaptx.encoder.encoder import Encoder
-from adaptx.encoder.opening import TOKENIZER_FILES
+from adaptx.encoder.families import FAMILIES
 from adaptx.encoder.sites import plain_copy
 from adaptx.errors import FolderError, OptionError, SiteError, choices
+from adaptx.hub import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+# Values of init_lora_weights that need data first, or that no other process draws again.
+UNREPEATABLE = ("eva", "corda", "loftq", "lora_ga", "pissa_niter")
 REFUSED = {  # PEFT's name -> why
     "XLORA": "it mixes several trained adapters",
     "POLY": "it mixes several tasks' adapters",
@@ -55,11 +60,16 @@ class Full:
 
 def full_model(encoder: Encoder, config: Full) -> nn.Module:
     """A plain AutoModel with the encoder's weights, all of which train."""
-    model = plain_copy(encoder.model, {}).float()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = config.dropout
-    return model.requires_grad_(True).eval()
+    from transformers import AutoModel
+
+    settings = copy.deepcopy(encoder.config)
+    for name in _dropouts(settings.to_dict()):
+        setattr(settings, name, config.dropout)
+    options = {"add_pooling_layer": False} if FAMILIES[settings.model_type].pooler else {}
+    with torch.random.fork_rng():
+        model = AutoModel.from_config(settings, **options)
+    model.load_state_dict(plain_copy(encoder.model, {}).state_dict())
+    return model.float().to(encoder.device).eval()
 
 
 def peft_model(encoder: Encoder, config: PeftConfig) -> nn.Module:
@@ -79,6 +89,12 @@ def peft_model(encoder: Encoder, config: PeftConfig) -> nn.Module:
         )
     if method in REFUSED:
         raise OptionError(f"{method} doesn't work on one frozen encoder: {REFUSED[method]}.")
+    init = getattr(config, "init_lora_weights", None)
+    if isinstance(init, str) and init.startswith(UNREPEATABLE):
+        raise OptionError(
+            f"init_lora_weights={init!r} needs data before the training, or is drawn anew wherever "
+            f"the adapter is opened; 'pissa', 'olora', 'orthogonal' and 'gaussian' aren't."
+        )
     if type(config) is LoraConfig and not config.target_parameters:
         config.target_modules = targets(config, encoder.sites, encoder.config.model_type)
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
@@ -127,13 +143,23 @@ def merged(model: nn.Module, method: str) -> nn.Module:
         return made.merge_and_unload(safe_merge=True)
 
 
-def save_full(model: nn.Module, tokenizer: Path | None, folder: Path) -> None:
-    """Write a whole model as save_pretrained does, with the tokenizer's files from its folder."""
+def save_full(model: nn.Module, source: Path | None, folder: Path) -> None:
+    """Write a whole model as save_pretrained does, with tokenizer and dropouts from `source`."""
     saved: Any = model
     saved.save_pretrained(folder)
-    for path in tokenizer.iterdir() if tokenizer else ():
+    if source is None:
+        return
+    written, original = (storage.read_json(f / "config.json") for f in (folder, source))
+    dropouts = {name: original[name] for name in _dropouts(original)}  # not what trained it here
+    storage.write_json(folder / "config.json", written | dropouts)
+    for path in source.iterdir():
         if path.is_file() and any(path.match(pattern) for pattern in TOKENIZER_FILES):
             shutil.copy(path, folder)
+
+
+def _dropouts(config: dict[str, Any]) -> list[str]:
+    """The settings of a config that are a dropout's share; families have names of their own."""
+    return [k for k, v in config.items() if "dropout" in k and isinstance(v, (int, float))]
 
 
 def peft_state(model: nn.Module) -> dict[str, Tensor]:
@@ -226,7 +252,10 @@ def _refusals(method: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError) as error:
+    except (
+        *(ValueError, TypeError, KeyError, NotImplementedError, AttributeError),
+        *(RuntimeError, IndexError, AssertionError, re.error),
+    ) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         kind = SiteError if "arget module" in said else OptionError
         raise kind(f"PEFT refuses this {method} configuration: {said}") from error

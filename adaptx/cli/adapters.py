@@ -202,11 +202,12 @@ def import_folder(
     from adaptx.adapters.adapter import Adapter
     from adaptx.encoder.encoder import Encoder
 
-    opened = Encoder.from_pretrained(name, prefix=prefix or "")
+    opened = Encoder.from_pretrained(name)
     names = [label.strip() for label in labels.split(",")] if labels else None
     adapter = Adapter.load(found, opened, labels=names)
     called = layout.check_name(output.resolve().name)
-    adapter.facts = replace(adapter.facts, name=called, language=language)
+    facts = replace(adapter.facts, name=called, language=language, prefix=prefix or "")
+    adapter.facts = facts
     adapter.save(output, overwrite=overwrite)
     answers = f"answers {', '.join(adapter.task.labels)}" if adapter.task else "has no head"
     typer.echo(

@@ -108,8 +108,8 @@ def evaluate(
     result: dict[str, Any] = {
         "labels": labels,
         "data": {
-            name: {"file": path.name, "sha256": storage.sha256(path), "rows": len(rows[name])}
-            for name, path in files.items()
+            name: {"file": Path(source).name, "sha256": _sha256(source), "rows": len(rows[name])}
+            for name, source in files.items()
         },
         "adapters": {
             name: {"folder": str(folder), "encoder": facts[name].encoder, **scores[name]}
@@ -137,8 +137,15 @@ def _show(scores: dict[str, Any], result: dict[str, Any], as_json: bool) -> None
     show_tables(scores, Console(width=None if sys.stdout.isatty() else 120, highlight=False))
 
 
-def _named(item: str) -> tuple[str, Path]:
-    """(name, file) of one --data; a name that isn't given is the file's, or its folder's."""
+def _sha256(source: str) -> str | None:
+    """A file's; a dataset on the Hub has none."""
+    from adaptx import storage
+
+    return storage.sha256(Path(source)) if Path(source).is_file() else None
+
+
+def _named(item: str) -> tuple[str, str]:
+    """(name, source) of one --data; a name that isn't given is the file's, or its folder's."""
     from adaptx.data.read import SPLITS, find_split
     from adaptx.evaluation.side_by_side import ALL
 
@@ -148,6 +155,7 @@ def _named(item: str) -> tuple[str, Path]:
     path = Path(rest)
     if path.is_dir():
         path = find_split(path, "test")
+        rest = str(path)
     stem = path.name.split(".")[0]
     split = any(stem in names for names in SPLITS.values())
     name = name or (path.resolve().parent.name if split else stem)
@@ -156,7 +164,7 @@ def _named(item: str) -> tuple[str, Path]:
             f"--data {item}: {name!r} can't be the name of a data set: choose letters, digits, - "
             f"and _, but not {ALL!r}, as in --data sw={rest}."
         )
-    return name, path
+    return name, rest
 
 
 def _checked(adapters: list[Path], rows: dict[str, list[Example]]) -> dict[str, Facts]:
@@ -171,7 +179,10 @@ def _checked(adapters: list[Path], rows: dict[str, list[Example]]) -> dict[str, 
         if not folder.is_dir():
             raise FolderError(f"There is no adapter folder {folder}.")
         if not (folder / storage.MANIFEST).is_file() and (folder / layout.CONFIG).is_file():
-            raise no_head(str(folder))  # PEFT's own
+            raise FolderError(
+                f"{folder} was written by PEFT and doesn't say its labels: make an adapter of it "
+                f"with adaptx adapters import, and evaluate that."
+            )
         found.append(layout.read_facts(folder)[0])
         if found[-1].task is None:
             raise no_head(found[-1].name)

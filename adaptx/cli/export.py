@@ -15,6 +15,8 @@ EXAMPLES = """
 
   adaptx export adapters/sw-topics --merged -o build/sw-topics
 
+  adaptx export adapters/sw-topics --merged -o build/sw-topics --dry-run
+
   adaptx export adapters/sw-topics --merged -o build/sw-int8 --quantize int8 --dev data/dev.tsv
 """
 
@@ -32,10 +34,13 @@ def export(
     text_column: Annotated[str | None, typer.Option("--text-column", help="Of --dev.")] = None,
     label_column: Annotated[str | None, typer.Option("--label-column", help="Of --dev.")] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", "-e", help="\\[default: the one the adapter names]")
+        str | None, typer.Option("--encoder", "-e", show_default="the one the adapter names")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The parity report as JSON.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")
+    ] = False,
 ) -> None:
     """Export an adapter to ONNX; fails, writing nothing, when it doesn't answer like torch."""
     from adaptx import storage
@@ -44,12 +49,22 @@ def export(
 
     if not merged:
         raise OptionError("There is one kind of export so far, the merged model: pass --merged.")
+    if quantize not in (None, "int8"):
+        raise OptionError(f"--quantize {quantize} is no way to quantize; there is int8.")
     storage.check_output(output, overwrite, "merged")
     rows = read_examples(dev, text_column=text_column, label_column=label_column) if dev else None
     opened, chosen = open_adapter(adapter, encoder)
 
     from adaptx.onnx.merged import export_merged
 
+    if dry_run:
+        size = opened.parameters * (1 if quantize else 4) / 1e6
+        typer.echo(
+            f"Would merge {chosen.name} ({chosen.facts.method}) into {opened.name} and write "
+            f"{output}, {quantize or 'fp32'}, about {size:.0f} MB, if it answers like torch on the "
+            f"probe texts{f' and {len(rows)} dev rows' if rows else ''}."
+        )
+        return
     typer.echo(f"Exporting {chosen.name} to {output} …", err=True)
     report = export_merged(opened, chosen, output, quantize=quantize, dev=rows, overwrite=overwrite)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
-from adaptx.errors import OptionError, TrainingDiverged
+from adaptx.errors import OptionError, TrainingDiverged, choices
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -54,6 +54,7 @@ class Precision(str, Enum):
 
 
 def train(
+    ctx: typer.Context,
     train: Annotated[str, typer.Option("--train", help="Training data: a file, or hf:….")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The adapter's new folder.")],
     dev: Annotated[
@@ -149,6 +150,7 @@ def train(
     ] = False,
 ) -> None:
     """Train an adapter on a frozen encoder, and keep the best epoch on dev."""
+    _check_options(ctx, method, config, dev)
     from adaptx import storage
     from adaptx.data.large import open_examples
     from adaptx.tasks import Classification
@@ -184,12 +186,16 @@ def train(
     opened = ax.Encoder.from_pretrained(encoder, prefix=prefix)
     common: dict[str, Any] = {"name": called, "language": language}
     if dry_run:
-        adapter = ax.Adapter.new(opened, task, chosen, max_length=max_length, **common)
+        from adaptx.adapters.own_model import total_steps
+
         steps = plan.epochs * -(-len(train_rows) // plan.batch_size)
+        config_ = total_steps(chosen, steps)
+        adapter = ax.Adapter.new(opened, task, config_, max_length=max_length, **common)
+        sites = f"{len(adapter.sites)} sites; " if adapter.sites else ""
         some = [opened.prefix + row.text for row in train_rows[:1000]]
         longest = max(map(len, opened.text.ids(some, max_length)))
         typer.echo(
-            f"Would train {adapter.name!r} ({adapter.facts.method}, {len(adapter.sites)} sites; "
+            f"Would train {adapter.name!r} ({adapter.facts.method}; {sites}"
             f"{WAYS[adapter.facts.way]}; {adapter.parameters_count:,} weights: "
             f"{adapter.parameters_count / opened.parameters:.2%} of the encoder's) on "
             f"{len(train_rows)} rows, of at most {longest} tokens among the first {len(some)}, "
@@ -225,6 +231,34 @@ def train(
             f"Wrote {output}: {adapter.name} ({adapter.facts.method}; {WAYS[adapter.facts.way]})"
             f"{score}. Its log: {run}."
         )
+
+
+def _check_options(
+    ctx: typer.Context, method: Method, config: Path | None, dev: str | None
+) -> None:
+    """Raise OptionError for options that would have no effect."""
+    given = {
+        name
+        for name in ctx.params
+        if (source := ctx.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+    lora = {"r", "lora_alpha", "target_modules", "use_rslora"}
+    loop = {"epochs", "lr", "accumulate", "warmup", "weight_decay", "clip", "patience"}
+    without: dict[str, set[str]] = {}
+    if config is not None:
+        without["--config"] = {*lora, "method", "dropout"}
+        if not config.is_file():
+            raise OptionError(f"--config {config}: there is no such file.")
+    elif method is Method.probe:
+        without["--method probe"] = {*lora, *loop, "dropout", "checkpointing", "probe_first"}
+    elif method is Method.full:
+        without["--method full"] = lora
+    if dev is None:
+        without["no --dev"] = {"patience"}
+    for where, useless in without.items():
+        if both := sorted(given & useless):
+            names = choices("--" + name.replace("_", "-") for name in both)
+            raise OptionError(f"{names} would have no effect with {where}: leave it out.")
 
 
 def _chosen(

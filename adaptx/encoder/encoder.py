@@ -51,6 +51,10 @@ class RoutedAdapter(Protocol):
         """Raise FingerprintError unless the adapter belongs to this encoder."""
         ...
 
+    def to(self, device: Any) -> Any:
+        """Move the adapter's own tensors to a device."""
+        ...
+
     def bank(self, adapters: Sequence[Any], encoder: Encoder) -> Any:
         """The adapters' bank, whose `route(slots)` makes a Route; adapter i is slot i + 1."""
         ...
@@ -226,6 +230,8 @@ class Encoder:
         owners = [row if row is not None and row.model is not None else None for row in rows]
         for owner in {id(a): a for a in owners}.values():
             places = np.array([i for i, a in enumerate(owners) if a is owner])
+            if owner is not None:
+                owner.to(self.device)  # a bank follows the encoder by itself
             for batch in self.text.batches([ids[i] for i in places], batch_size):
                 chosen = [rows[i] for i in places[batch.rows]]
                 taken = [slots.get(id(adapter), 0) for adapter in chosen]

@@ -1,7 +1,7 @@
 """What sets one family of encoders apart from another: a line for each.
 
 Everything else is asked of the model itself. A new family is a line here, its settings, and a small
-config in tests/conftest.py, after which every test of the families holds for it.
+config in tests/encoder/families.py, after which every test of the families holds for it.
 """
 
 from __future__ import annotations

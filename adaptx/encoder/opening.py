@@ -17,11 +17,8 @@ from adaptx.encoder.families import FAMILIES, check_family, check_understood
 from adaptx.errors import EncoderNotFound, FolderError, HubError, choices
 
 BUNDLED = "bundled:"
-TOKENIZER_FILES = (
-    *("tokenizer*.json", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model"),
-)
 # Of a Hub repository; no pickle and no code.
-FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES)
+FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *hub.TOKENIZER_FILES)
 
 
 def find_folder(name: str, revision: str | None) -> Path:

@@ -64,7 +64,10 @@ class Classification:
                     f"{train.path} is too large to be read for its labels: name them with --labels "
                     f"(Classification(labels=[…])), or give a dev set that has them all."
                 )
-            return self.fit(dev) if dev else self
+            if not self.labels:
+                return self.fit(dev)
+            self.targets(dev)
+            return self
         found = sorted({example.label for example in train if example.label is not None})
         task = self if self.labels else Classification(tuple(found), self.pooling)
         if not train:

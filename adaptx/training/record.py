@@ -83,6 +83,7 @@ class Kept:
         self.best: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         self.weights: dict[str, Tensor] = {}
+        self.config: dict[str, Any] = {}
 
     def offer(self, entry: dict[str, Any]) -> bool:
         """Keep the adapter as it is now if the epoch is the best so far; whether it is."""
@@ -90,6 +91,7 @@ class Kept:
         if self.best and self._rank(entry) <= self._rank(self.best):
             return False
         self.best, self.weights = entry, copy.deepcopy(self.job.adapter.weights())
+        self.config = copy.deepcopy(vars(self.job.adapter.config))
         return True
 
     def _rank(self, entry: Mapping[str, Any]) -> tuple[float, float]:
@@ -102,6 +104,7 @@ class Kept:
     def restore(self) -> None:
         """Put the best epoch's weights back, and record the training."""
         self.job.adapter.load_state_dict(self.weights, strict=False)
+        vars(self.job.adapter.config).update(self.config)  # AdaLoRA writes its ranks there
         self.job.record(self.history, self.best, time.perf_counter() - self.started)
 
     def diverged(self, what: str, step: int, epoch: int) -> TrainingDiverged:

@@ -62,8 +62,9 @@ def train(
 
     `config` is a peft.LoraConfig, or another of PEFT's; Full() trains every weight of a copy of the
     encoder; None fits a probe, a head alone. `train` and `dev` are files (see
-    adaptx.data.read) or examples; without `dev` the last epoch's weights are kept. `precision` is
-    "no", "bf16" or "fp16" for the forward pass; None takes what `accelerate launch` says.
+    adaptx.data.read) or examples; without `dev` the last epoch is kept. What is kept are averaged
+    weights (adaptx.training.average). `precision` is "no", "bf16" or "fp16" for the forward pass;
+    None takes what `accelerate launch` says.
     `checkpointing` recomputes activations to save memory. `run` is a new folder for a log (see
     adaptx.training.runs), and `trackers` are names that Accelerate knows, such as "tensorboard";
     an `accelerator` of your own brings its own. `settings` are those of `Settings`.
@@ -96,6 +97,11 @@ def train(
     encoder.to(accelerator.device)
     adapter.to(accelerator.device)
     encoded = training_rows(encoder, adapter, task, train_rows)
+    if not isinstance(encoded, EncodedRows) and (config is None or options.probe_first):
+        raise OptionError(
+            "A probe is solved on all rows at once, and this file is larger than memory: take a "
+            "part of it, or train an adapter without a probe first."
+        )
     held_out = EncodedRows.of(encoder, adapter, task, dev_rows)
     job = Job(encoder, adapter, task, options, accelerator, encoded, held_out)
     with RunLog(run, accelerator, job.about(config)) as log:
@@ -112,6 +118,8 @@ def train(
                 cast_sites(encoder.sites.values(), held if adapter.sites else None),
             ):
                 _loop(job, log)
+            for held_by in (accelerator._models, accelerator._optimizers):
+                del held_by[-1:]  # else an accelerator of the caller's would keep each training's
     accelerator.wait_for_everyone()
     return adapter.requires_grad_(False).eval()
 
@@ -211,8 +219,8 @@ def _loop(job: Job, log: RunLog) -> None:
             if not all(weight.isfinite().all() for weight in weights):
                 raise kept.diverged("a weight isn't finite after it", step_number, epoch)
             with average.applied():
-                if len(job.dev):
-                    entry |= _evaluate(job, model)
+                if len(job.dev):  # not by DDP, which waits for processes that have no rows
+                    entry |= _evaluate(job, accelerator.unwrap_model(model))
                 sound = math.isfinite(entry.get("dev_loss", 0.0))
                 best = sound and kept.offer(entry)
             if not sound:
@@ -264,11 +272,7 @@ def _evaluate(job: Job, model: nn.Module) -> dict[str, float]:
 def _probe(job: Job) -> list[dict[str, Any]]:
     """Fit the head alone; every process does the same small sum."""
     train, dev, batch_size = job.train, job.dev, 2 * job.options.batch_size
-    if not isinstance(train, EncodedRows):
-        raise OptionError(
-            "A probe is solved on all rows at once, and this file is larger than memory: take a "
-            "part of it, or train an adapter."
-        )
+    assert isinstance(train, EncodedRows)
 
     def states(rows: EncodedRows) -> np.ndarray:
         return pooled_states(job.encoder, job.adapter, rows.ids, batch_size)
@@ -290,9 +294,11 @@ def _probe(job: Job) -> list[dict[str, Any]]:
 
 def _accelerator(precision: str | None, run: Path | None, trackers: Sequence[str]) -> Accelerator:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     if precision is not None and precision not in PRECISIONS:
         raise OptionError(f"precision={precision!r} is none of {choices(PRECISIONS)}.")
+    AcceleratorState._reset_state()  # what an earlier training in this process asked for
     try:
         return Accelerator(
             mixed_precision=precision, log_with=list(trackers) or None, project_dir=run

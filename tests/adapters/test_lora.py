@@ -259,7 +259,14 @@ def test_a_target_that_matches_nothing_names_the_sites(small, asked):
     ("options", "named"),
     [
         ({"modules_to_save": ["pooler"]}, "modules_to_save"),
+        ({"init_lora_weights": "eva"}, "needs data before"),
+        ({"init_lora_weights": "pissa_niter_4"}, "drawn anew"),
         ({"lora_dropout": 1.0}, "lora_dropout"),
+        ({"lora_dropout": "0.1"}, "lora_dropout='0.1'"),
+        ({"r": 2.5}, "r=2.5"),
+        ({"use_rslora": "no"}, "use_rslora"),
+        ({"rank_pattern": {"query": "a"}}, "pattern"),
+        ({"rank_pattern": {"(": 2}}, "pattern"),
         ({"rank_pattern": {"query": 0}}, "rank"),
     ],
 )

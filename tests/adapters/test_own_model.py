@@ -149,6 +149,37 @@ def test_what_cant_be_is_refused_by_name(small, config, error, said):
         fit(small, config)
 
 
+def test_moving_an_adapter_leaves_the_encoder_where_it_is(small):
+    before = {name: p.clone() for name, p in small.model.state_dict().items()}
+    adapter = ax.Adapter.new(small, TOPICS, CONFIGS["dora"], name="x")
+    adapter.to(torch.bfloat16).requires_grad_(True)
+    own = [name for name, w in adapter.weights().items() if w.dtype == torch.bfloat16]
+    assert any(name.startswith("model.") for name in own) and "head.weight" in own
+    after = small.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(p.requires_grad for p in small.model.parameters())
+
+
+def test_an_adapters_own_model_follows_the_encoder(small_folders):
+    encoder = ax.Encoder.from_pretrained(small_folders["bert"])
+    adapters = [ax.Adapter.new(encoder, TOPICS, c, name="x") for c in (CONFIGS["dora"], ax.Full())]
+    encoder.to(torch.float64)  # as good as another device
+    for adapter in adapters:
+        adapter.to(torch.float64)
+        tensors = [*adapter.parameters(), *adapter.buffers()]
+        assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float64}
+        adapter.hidden(encoder, torch.ones(1, 3, dtype=int), torch.ones(1, 3, dtype=int))
+
+
+def test_the_adalora_that_is_saved_is_the_one_that_was_best(small, tmp_path):
+    config = peft.AdaLoraConfig(
+        total_step=6, init_r=4, target_r=1, tinit=2, tfinal=2, target_modules=QV
+    )
+    adapter = fit(small, config, dev=ROWS, epochs=8, lr=5e-2)
+    again = ax.Adapter.load(adapter.save(tmp_path / "a"), small)
+    np.testing.assert_allclose(scores(small, again), scores(small, adapter), atol=1e-6)
+
+
 def test_damage_and_another_encoder_are_refused(small, small_folders, tmp_path):
     folder = fit(small, CONFIGS["dora"]).save(tmp_path / "dora")
     with pytest.raises(FolderError, match="was trained on encoder"):

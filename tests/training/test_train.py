@@ -237,10 +237,16 @@ def test_data_is_checked_before_any_work(small):
         fit(small, LoraConfig(target_modules=["qeury"]))
 
 
-def test_another_precision_in_one_process_is_refused_with_accelerates_words(small):
-    Accelerator()
-    with pytest.raises(OptionError, match="already been initialized"):
-        fit(small, precision="bf16")
+def test_a_trainings_precision_is_its_own(small):
+    said = [fit(small, **o).facts.training["precision"] for o in ({"precision": "bf16"}, {})]
+    assert said == ["bf16", "no"]
+
+
+def test_an_accelerator_of_ones_own_keeps_nothing_of_a_training(small):
+    accelerator = Accelerator()
+    for _ in range(2):
+        fit(small, accelerator=accelerator)
+    assert (accelerator._models, accelerator._optimizers) == ([], [])
 
 
 def test_settings_say_what_they_are():
