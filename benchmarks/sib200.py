@@ -117,14 +117,13 @@ def cached(
 
 def run(folder: Path, method: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """Train on train, to the last epoch; count on dev and test. A probe is fitted with dev."""
-    from accelerate import Accelerator
     from peft import LoraConfig
 
     train, dev, test = (
         read_examples(find_split(folder, split)) for split in ("train", "dev", "test")
     )
     settings = dict(settings)
-    lora, precision = settings.pop("lora", None), settings.pop("precision", "no")
+    lora = settings.pop("lora", None)
     config = LoraConfig(**lora) if lora else None
     if method == "full":
         config = adaptx.Full(dropout=settings.pop("dropout"))
@@ -138,7 +137,6 @@ def run(folder: Path, method: str, settings: dict[str, Any], seed: int) -> dict[
         train=train,
         dev=dev if method == "probe" else None,
         seed=seed,
-        accelerator=Accelerator(mixed_precision=precision),
         **settings,
     )
     seconds = time.perf_counter() - started
