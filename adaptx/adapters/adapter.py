@@ -362,8 +362,7 @@ class Adapter(nn.Module):
                     f"The {facts.method} adapter in {folder} brings layers of its own for its "
                     f"encoder, {facts.encoder!r}: give it, as in Adapter.load(folder, encoder)."
                 )
-            read = cls._read_peft if facts.way == "own pass" else cls._read_full
-            adapter = read(folder, encoder, facts, manifest, head, task)
+            adapter = cls._read_own(folder, encoder, facts, manifest, head, task)
         else:
             config, sites = None, None
             if facts.method != "probe":
@@ -395,7 +394,7 @@ class Adapter(nn.Module):
         return cls.load(find_folder(name, revision), encoder)
 
     @classmethod
-    def _read_peft(
+    def _read_own(
         cls,
         folder: Path,
         encoder: Encoder,
@@ -404,28 +403,18 @@ class Adapter(nn.Module):
         head: Head | None,
         task: Classification | None,
     ) -> Adapter:
-        layout.refuse_pickle(folder)
-        config = read_config(storage.check_file(folder, layout.CONFIG, manifest))
-        path = storage.check_file(folder, layout.WEIGHTS, manifest)
-        cls(facts, config, head, task).check_encoder(encoder)
-        model = own_model.peft_model(encoder, config)
-        own_model.load_peft_state(model, own_model.read_torch_tensors(path), path)
-        return cls.of(encoder, facts, config, head, task, model=model)
-
-    @classmethod
-    def _read_full(
-        cls,
-        folder: Path,
-        encoder: Encoder,
-        facts: layout.Facts,
-        manifest: dict[str, Any],
-        head: Head | None,
-        task: Classification | None,
-    ) -> Adapter:
+        """An adapter that brings its own model: PEFT's layers, or every weight."""
+        cls(facts, None, head, task).check_encoder(encoder)
+        if facts.way == "own pass":
+            layout.refuse_pickle(folder)
+            config = read_config(storage.check_file(folder, layout.CONFIG, manifest))
+            path = storage.check_file(folder, layout.WEIGHTS, manifest)
+            model = own_model.peft_model(encoder, config)
+            own_model.load_peft_state(model, own_model.read_torch_tensors(path), path)
+            return cls.of(encoder, facts, config, head, task, model=model)
         for name in manifest["files"]:
             if name.endswith((".safetensors", ".json")):
                 storage.check_file(folder, name, manifest)
-        cls(facts, Full(), head, task).check_encoder(encoder)
         _, model = load_model(folder)
         adapter = cls.of(encoder, facts, Full(), head, task, model=model.eval())
         adapter._source = folder

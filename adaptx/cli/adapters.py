@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from adaptx.cli.show import plain, print_table
 
+if TYPE_CHECKING:
     from adaptx.encoder.encoder import Encoder
 
 EXAMPLES = """
@@ -87,18 +87,19 @@ def list_folders(
     if as_json:
         typer.echo(json.dumps(rows, ensure_ascii=False))
         return
-    table = _table("name", "folder", "method", "goes by", "lang", "task", "encoder", "dev", "MB")
+    columns = ["name", "folder", "method", "goes by", "lang", "task", "encoder", "dev", "MB"]
+    cells = []
     for row in rows:
         task = f"{row['task']}, {row['labels']} labels" if row["labels"] else row["task"]
         score = None if row["score"] is None else f"{row['score']:.3f} {row['metric']}"
         method = row["method"] if row["damage"] is None else "damaged"
-        cells = [row["name"], row["folder"], method, row["way"], row["language"], task]
-        table.add_row(*map(_plain, [*cells, row["encoder"], score, f"{row['megabytes']:.1f}"]))
+        said = [row["name"], row["folder"], method, row["way"], row["language"], task]
+        cells.append([*said, row["encoder"], score, f"{row['megabytes']:.1f}"])
     if rows:
-        _print(table)
+        print_table(columns, cells, left=7)
     damaged = [row["damage"] for row in rows if row["damage"]]
     for line in [f"{len(rows)} adapters, {len(damaged)} of them damaged.", *damaged]:
-        typer.echo(_plain(line))
+        typer.echo(plain(line))
 
 
 @app.command("show", epilog=SHOW_EXAMPLES)
@@ -129,27 +130,20 @@ def show(
         "head": ", ".join(f"{name} {shape}" for name, shape in found["head"].items()),
         **{key: _said(value) for key, value in training.items() if key != "history"},
     }
-    typer.echo(_plain(found["name"]))
+    typer.echo(plain(found["name"]))
     for name, value in facts.items():
         if value:
-            typer.echo(_plain(f"  {name + ':':16}{value}"))
+            typer.echo(plain(f"  {name + ':':16}{value}"))
     if found["sites"]:
-        table = _table("sites", "count", "rank", "scale", "shape")
-        for site in found["sites"]:
-            numbers = (site["ranks"], site["scales"], site["shapes"])
-            table.add_row(*map(_said, [site["part"], site["count"], *numbers]))
-        _print(table)
+        keys = ("part", "count", "ranks", "scales", "shapes")
+        parts = [[_said(site[key]) for key in keys] for site in found["sites"]]
+        print_table(["sites", "count", "rank", "scale", "shape"], parts)
     history = training.get("history")
     if isinstance(history, list) and history and all(isinstance(e, dict) for e in history):
         columns = list(dict.fromkeys(key for entry in history for key in entry))
-        table = _table(*columns)
-        for entry in history:
-            table.add_row(*(_said(entry.get(column)) for column in columns))
-        _print(table)
-    table = _table("file", "bytes", "sha256")
-    for file in found["files"]:
-        table.add_row(*map(_plain, [file["name"], f"{file['bytes']:,}", file["state"]]))
-    _print(table)
+        print_table(columns, [[_said(entry.get(c)) for c in columns] for entry in history])
+    files = [[file["name"], f"{file['bytes']:,}", file["state"]] for file in found["files"]]
+    print_table(["file", "bytes", "sha256"], files)
 
 
 @app.command("rename", epilog=RENAME_EXAMPLES)
@@ -160,7 +154,7 @@ def rename(
     """Give an adapter and its folder a new name."""
     from adaptx.adapters.rename import rename_folder
 
-    typer.echo(f"{_plain(folder)} is now {_plain(rename_folder(folder, name))}.")
+    typer.echo(f"{plain(folder)} is now {plain(rename_folder(folder, name))}.")
 
 
 @app.command("import", epilog=IMPORT_EXAMPLES)
@@ -247,7 +241,7 @@ def verify(
         typer.echo(json.dumps(lines, ensure_ascii=False))
     else:
         for name, said in found.items():
-            typer.echo(_plain(f"{name}: " + (" ".join(said) or "whole.")))
+            typer.echo(plain(f"{name}: " + (" ".join(said) or "whole.")))
     if any(found.values()):
         raise typer.Exit(1)
 
@@ -266,32 +260,10 @@ def _misfit(path: Path, encoder: Encoder | None) -> list[str]:
     return []
 
 
-def _plain(value: object) -> str:
-    """Text for a terminal: a folder may come from anyone, so no control characters of its own."""
-    text = "" if value is None else str(value)
-    return "".join(c if c.isprintable() else "�" for c in text)
-
-
 def _said(value: Any) -> str:
     """A number, a text, or a list or small object of them."""
     if isinstance(value, list):
         return ", ".join(map(_said, value))
     if isinstance(value, dict):
-        return ", ".join(f"{_plain(key)} {_said(v)}" for key, v in value.items() if v is not None)
-    return f"{value:.4g}" if isinstance(value, float) else _plain(value)
-
-
-def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    for column in columns:
-        table.add_column(_plain(column), overflow="fold")
-    return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console(markup=False, highlight=False, emoji=False).print(table)
+        return ", ".join(f"{plain(key)} {_said(v)}" for key, v in value.items() if v is not None)
+    return f"{value:.4g}" if isinstance(value, float) else plain(value)

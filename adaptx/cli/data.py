@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER, NONE
+from adaptx.cli.show import print_table
 from adaptx.errors import MissingExtra, OptionError, choices
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from adaptx.data.check import Measure, Report, Same
 
 CHECK_EXAMPLES = """
@@ -148,9 +147,7 @@ def split(
 
     console = Console()
     columns = ["label", *(f"{name} ({len(part)})" for name, part in parts.items())]
-    _table(
-        console, columns, [[label, *(counts[name][label] for name in parts)] for label in labels]
-    )
+    print_table(columns, [[label, *(counts[name][label] for name in parts)] for label in labels])
     console.print(f"{'Would write' if dry_run else 'Wrote'} {output}.", soft_wrap=True)
 
 
@@ -237,7 +234,7 @@ def _show(report: Report) -> None:
         total = sum(found.values())
         if found:
             rows = [[label, count, f"{count / total:.1%}"] for label, count in found.items()]
-            _table(console, [name, "count", "share"], rows)
+            print_table([name, "count", "share"], rows)
     if report.lengths:
         columns = ["length in " + report.unit, "min", "median", "95%", "max", "too long"]
         rows = [
@@ -251,7 +248,7 @@ def _show(report: Report) -> None:
             ]
             for name, f in report.lengths.items()
         ]
-        _table(console, columns, rows)
+        print_table(columns, rows)
     if report.entities_begun_inside:
         say(f"Warning: {report.entities_begun_inside} entities begin with I-, not B-.")
     if said := _same(report.duplicates):
@@ -282,15 +279,3 @@ def _same(same: Same) -> str:
         f"or composition; {same.contradicting} with another label ({what} {places}"
         f"{', …' if same.exact + same.normalized > 5 else ''})."
     )
-
-
-def _table(console: Console, columns: list[str], rows: list[list[Any]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
-    for row in rows:
-        table.add_row(*(Text(str(value)) for value in row))
-    console.print(table)

@@ -18,12 +18,18 @@ def print_table(
     from rich.text import Text
 
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for place, column in enumerate(columns):
+    for place, column in enumerate(map(plain, columns)):
         table.add_column(column, justify="left" if place < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text("-" if cell is None else plain(cell)) for cell in row))
     wide = None if sys.stdout.isatty() else 1000
     Console(width=wide, highlight=False).print(table)
+
+
+def plain(value: object) -> str:
+    """Text for a terminal: a folder may come from anyone, so no control characters of its own."""
+    text = "" if value is None else str(value)
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def duration(seconds: float) -> str:
