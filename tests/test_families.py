@@ -194,7 +194,7 @@ def test_training_lowers_the_loss(encoder):
             name="x",
             train=rows,
             dev=None,
-            epochs=6,
+            epochs=12,
             batch_size=8,
             lr=1e-2,
             checkpointing=checkpointing,
