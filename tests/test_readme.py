@@ -89,9 +89,9 @@ def test_no_placeholder_was_left():
 @pytest.mark.slow
 @pytest.mark.optimum
 def test_the_recipe_runs_by_accelerate_launch(tmp_path):
-    """One epoch, into a folder of its own: every part that the docstring promises."""
+    """A few epochs, into a folder of its own: every part that the docstring promises."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    command = [*launcher, str(ROOT / "recipes" / "lora_sw.py"), "--epochs", "1"]
+    command = [*launcher, str(ROOT / "recipes" / "lora_sw.py"), "--epochs", "6"]
     environment = {**os.environ, "COLUMNS": "120"}
     output = ["--output", str(tmp_path / "out")]
     done = subprocess.run(
