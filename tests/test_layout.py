@@ -34,8 +34,9 @@ LAYERS = {
 ALLOWED = {
     part: {other for other in LAYERS if LAYERS[other] <= layer} for part, layer in LAYERS.items()
 }
-ALLOWED["onnx"] = {*LAYERS, "onnx"} - {"training"}
-ALLOWED["cli"] = {*LAYERS, "onnx", "cli", "adaptx"}
+ALLOWED["runtime"] = {"errors", "storage", "hub", "data", "tasks", "adapters", "runtime"}
+ALLOWED["onnx"] = {*LAYERS, "onnx", "runtime"} - {"training"}
+ALLOWED["cli"] = {*LAYERS, "onnx", "runtime", "cli", "adaptx"}
 ALLOWED["__main__"] = {"cli"}
 TORCH_FREE = [
     "adaptx",

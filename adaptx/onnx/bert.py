@@ -1,0 +1,191 @@
+"""BERT-shaped encoders (BERT, RoBERTa, XLM-R and what has their shape) as a graph with banks.
+
+Built from the weights, node by node, so that every operator is the one that measures best
+(docs/performance.md has what was tried). With one row it is as fast as a graph for one row alone.
+
+Dimensions: B rows, S tokens, H width, D width of a head, N slots, R rank, I and O a site's widths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from adaptx.onnx.graph import Graph
+from adaptx.runtime.layout import IDS, INPUT_IDS, MASK, BankSpec
+
+if TYPE_CHECKING:
+    from adaptx.encoder.encoder import Encoder
+
+SHAPED = ("bert", "roberta", "xlm-roberta")
+ACTIVATIONS = ("gelu", "relu")
+MASKED = np.float32(-1e30)  # exp gives exactly 0, whatever the other scores
+
+
+def is_shaped(config: Any) -> bool:
+    """Whether this file can build the encoder; torch's exporter does the others."""
+    absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
+    return config.model_type in SHAPED and config.hidden_act in ACTIVATIONS and absolute
+
+
+def bert_model(encoder: Encoder, sites: Sequence[str]) -> tuple[onnx.ModelProto, list[BankSpec]]:
+    """The fp32 model of an encoder, and the banks that it takes for `sites` (adaptx.onnx.build)."""
+    return _Bert(encoder, sites).build()
+
+
+class _Bert:
+    def __init__(self, encoder: Encoder, sites: Sequence[str]):
+        self.encoder, self.config, self.sites = encoder, encoder.config, set(sites)
+        self.weights: Mapping[str, Any] = encoder.model.state_dict()
+        self.graph = Graph()
+        self.banks: list[BankSpec] = []
+        self.heads = self.config.num_attention_heads
+        self.width = self.config.hidden_size
+        self.head_width = self.width // self.heads
+
+    def build(self) -> tuple[onnx.ModelProto, list[BankSpec]]:
+        g = self.graph
+        ids_BS = g.input(INPUT_IDS, "int64", ["batch", "tokens"])
+        mask_BS = g.input(MASK, "int64", ["batch", "tokens"])
+        if self.sites:
+            routed = g.input(IDS, "int64", ["rows", "positions"])
+            self.slots = g.node("Reshape", routed, g.constant(np.array([-1], np.int64)))
+        tokens_BS = g.node("Cast", mask_BS, to=1)
+        hidden = self.embeddings(ids_BS)
+        self.shared(ids_BS, tokens_BS)
+        for i in range(self.config.num_hidden_layers):
+            hidden = self.layer(hidden, f"encoder.layer.{i}.")
+        g.output("hidden", hidden, "float32", ["batch", "tokens", self.width])
+        g.output("mean", self.mean(hidden, tokens_BS), "float32", ["batch", self.width])
+        return g.model(), self.banks
+
+    def array(self, name: str) -> np.ndarray:
+        return self.weights[name].float().cpu().numpy()
+
+    def embeddings(self, ids_BS: str) -> str:
+        """Words + positions + the one token type there is, normalized."""
+        g, at = self.graph, "embeddings."
+        words = g.constant(self.array(f"{at}word_embeddings.weight"), f"{at}word_embeddings")
+        hidden = g.node("Gather", words, ids_BS)
+        table = self.array(f"{at}position_embeddings.weight")
+        if f"{at}token_type_embeddings.weight" in self.weights:
+            table = table + self.array(f"{at}token_type_embeddings.weight")[0]
+        positions = g.constant(table, f"{at}position_embeddings")
+        hidden = g.node("Add", hidden, g.node("Gather", positions, self.positions(ids_BS)))
+        return self.norm(hidden, f"{at}LayerNorm")
+
+    def positions(self, ids_BS: str) -> str:
+        """The position of each token: `[S]`, or `[B, S]` where they count what is no padding."""
+        g = self.graph
+        if self.config.model_type == "bert":
+            length = g.node("Squeeze", g.node("Shape", ids_BS, start=1, end=2))
+            return g.node("Range", g.constant(np.int64(0)), length, g.constant(np.int64(1)))
+        padding = g.constant(np.int64(self.config.pad_token_id))
+        real = g.node("Cast", g.node("Not", g.node("Equal", ids_BS, padding)), to=7)
+        counted = g.node("CumSum", real, g.constant(np.int64(1)))
+        return g.node("Add", g.node("Mul", counted, real), padding)
+
+    def shared(self, ids_BS: str, tokens_BS: str) -> None:
+        """What every layer's attention takes: what padding adds to scores, and a shape."""
+        g = self.graph
+        one = g.constant(np.float32(1))
+        away = g.node("Mul", g.node("Sub", one, tokens_BS), g.constant(MASKED))
+        away = g.node("Unsqueeze", away, g.constant(np.array([1, 2], np.int64)))  # [B, 1, 1, S]
+        each = g.constant(np.array([1, self.heads, 1, 1], np.int64))
+        away = g.node("Expand", away, each)
+        last = g.node("Shape", ids_BS, start=1, end=2)
+        by_head = g.node("Concat", g.constant(np.array([-1, 1], np.int64)), last, axis=0)
+        self.away = g.node("Reshape", away, by_head)  # [B heads, 1, S]
+        split = [g.constant(np.array(n, np.int64)) for n in ([-1, self.heads], [self.head_width])]
+        self.split_heads = g.node("Concat", split[0], last, split[1], axis=0)
+        self.by_token = g.constant(np.array([0, -1, self.head_width], np.int64))
+        self.joined = g.constant(np.array([0, 0, self.width], np.int64))
+
+    def layer(self, x: str, at: str) -> str:
+        g = self.graph
+        heads = f"{at}attention.self."
+        q, k, v = self.linears(x, [f"{heads}query", f"{heads}key", f"{heads}value"])
+        context = self.attention(q, k, v)
+        (attended,) = self.linears(context, [f"{at}attention.output.dense"])
+        x = self.norm(g.node("Add", attended, x), f"{at}attention.output.LayerNorm")
+        (wide,) = self.linears(x, [f"{at}intermediate.dense"])
+        wide = g.node("Gelu" if self.config.hidden_act == "gelu" else "Relu", wide)
+        (narrow,) = self.linears(wide, [f"{at}output.dense"])
+        return self.norm(g.node("Add", narrow, x), f"{at}output.LayerNorm")
+
+    def attention(self, q: str, k: str, v: str) -> str:
+        """softmax(q k^T / sqrt(D) + mask) v: `[B, S, H]` each -> `[B, S, H]`.
+
+        Tokens first, so that the products step over the heads by themselves; with one row that
+        transposes nothing.
+        """
+        g = self.graph
+
+        def by_token(value: str) -> str:  # [B, S, H] -> [S, B heads, D]
+            return g.node("Reshape", g.node("Transpose", value, perm=[1, 0, 2]), self.by_token)
+
+        q, k, v = by_token(q), by_token(k), by_token(v)
+        alpha = 1 / math.sqrt(self.head_width)
+        scores = g.node("FusedMatMul", q, k, transBatchA=1, transBatchB=1, transB=1, alpha=alpha)
+        weights = g.node("Softmax", g.node("Add", scores, self.away), axis=-1)
+        context = g.node("FusedMatMul", weights, v, transBatchB=1)  # [B heads, S, D]
+        context = g.node("Reshape", context, self.split_heads)
+        context = g.node("Transpose", context, perm=[0, 2, 1, 3])
+        return g.node("Reshape", context, self.joined)
+
+    def linears(self, x: str, sites: Sequence[str]) -> list[str]:
+        """W x + b of sites that read the same x `[B, S, I]`, and each row's update of them.
+
+        The updates' first products are one: their A lie behind each other in one bank.
+        """
+        g = self.graph
+        updates = self.updates(x, [site for site in sites if site in self.sites])
+        found = []
+        for site in sites:
+            weight = g.constant(self.array(f"{site}.base.weight").T, f"{site}.weight")
+            y = g.node("MatMul", x, weight)
+            if f"{site}.base.bias" in self.weights:
+                y = g.node("Add", y, g.constant(self.array(f"{site}.base.bias"), f"{site}.bias"))
+            found.append(g.node("Add", y, updates[site]) if site in updates else y)
+        return found
+
+    def updates(self, x: str, sites: Sequence[str]) -> dict[str, str]:
+        """B A x of each row's adapter `[B, S, O]`, by site."""
+        if not sites:
+            return {}
+        g = self.graph
+        a = self.bank("a", sites)
+        low = g.node("FusedMatMul", a, x, transB=1)  # [B, R of each site, S]
+        count = len(sites)
+        lows = g.split("Split", low, count=count, axis=1, num_outputs=count) if count > 1 else [low]
+        return {
+            site: g.node("FusedMatMul", part, self.bank("b", [site]), transA=1)
+            for site, part in zip(sites, lows, strict=True)
+        }
+
+    def bank(self, part: str, sites: Sequence[str]) -> str:
+        """Each row's own of a bank `[N, R of each site, I or O]`: `[B or 1, …]`."""
+        site = self.encoder.sites[sites[0]]
+        width = site.in_features if part == "a" else site.out_features
+        spec = BankSpec(f"{sites[0]}.{part}", part, tuple(sites), width)
+        self.banks.append(spec)
+        self.graph.input(spec.name, "float32", spec.dimensions)
+        return self.graph.node("Gather", spec.name, self.slots, axis=0)
+
+    def norm(self, x: str, at: str) -> str:
+        g = self.graph
+        scale, bias = (g.constant(self.array(f"{at}.{p}"), f"{at}.{p}") for p in ("weight", "bias"))
+        epsilon = float(self.config.layer_norm_eps)
+        return g.node("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
+
+    def mean(self, hidden: str, tokens_BS: str) -> str:
+        """The mean of the token states that aren't padding: `[B, S, H]` -> `[B, H]`."""
+        g = self.graph
+        last = g.constant(np.array([1], np.int64))
+        total = g.node("MatMul", g.node("Unsqueeze", tokens_BS, last), hidden)
+        count = g.node("ReduceSum", tokens_BS, last, keepdims=1)
+        return g.node("Div", g.node("Squeeze", total, last), count)

@@ -1,0 +1,1 @@
+"""Opening a bundle with onnxruntime and predicting: no torch, no transformers."""
