@@ -20,17 +20,31 @@ if TYPE_CHECKING:
     from adaptx.adapters.own_model import Full
     from adaptx.encoder.encoder import Encoder
     from adaptx.evaluation.evaluate import evaluate
+    from adaptx.onnx.bundle import export
     from adaptx.onnx.merged import export_merged
+    from adaptx.runtime.runtime import Runtime
     from adaptx.training.train import train
 
 __version__ = "0.1.0"
-__all__ = ["Adapter", "Encoder", "Full", "evaluate", "export_merged", "tasks", "train"]
+__all__ = [
+    "Adapter",
+    "Encoder",
+    "Full",
+    "Runtime",
+    "evaluate",
+    "export",
+    "export_merged",
+    "tasks",
+    "train",
+]
 
 _HOMES = {
     "Adapter": "adaptx.adapters.adapter",
     "Encoder": "adaptx.encoder.encoder",
     "Full": "adaptx.adapters.own_model",
     "evaluate": "adaptx.evaluation.evaluate",
+    "Runtime": "adaptx.runtime.runtime",
+    "export": "adaptx.onnx.bundle",
     "export_merged": "adaptx.onnx.merged",
     "train": "adaptx.training.train",
 }

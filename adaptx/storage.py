@@ -1,6 +1,6 @@
 """Folders that are written whole or not at all, and read without trusting them. No torch here.
 
-Everything adaptx writes is a folder with a manifest, `adaptx.json`:
+Everything adaptx writes is a folder with a manifest, `adaptx.json` (a bundle's is `bundle.json`):
 
     {"schema": 1, "kind": "adapter" | "encoder" | "merged" | "data" …,
      "files": {"<name>": "<sha256>"}}
@@ -29,7 +29,7 @@ from adaptx.errors import FolderError, OutputExists
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 _INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
-MANIFEST = "adaptx.json"
+MANIFEST, BUNDLE = "adaptx.json", "bundle.json"
 SCHEMA = 1
 
 
@@ -62,7 +62,7 @@ def check_output(folder: str | Path, overwrite: bool, kind: str | None = None) -
         raise OutputExists(f"{folder} can't be made: {above} isn't a folder you may write to.")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
-    if not (folder / MANIFEST).is_file():
+    if not any((folder / name).is_file() for name in (MANIFEST, BUNDLE)):
         raise OutputExists(
             f"{folder} exists and wasn't written by adaptx (it has no {MANIFEST}), so it won't be "
             f"replaced: choose another output folder, or move this one away yourself."
@@ -84,7 +84,8 @@ def check_output(folder: str | Path, overwrite: bool, kind: str | None = None) -
 def _kind(folder: Path) -> str | None:
     """What a manifest says a folder holds; None for one that can't be read."""
     try:
-        return read_json(folder / MANIFEST).get("kind")
+        name = BUNDLE if (folder / BUNDLE).is_file() else MANIFEST
+        return read_json(folder / name).get("kind")
     except FolderError:
         return None
 
@@ -133,10 +134,17 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def manifest_name(kind: str) -> str:
+    """The manifest's file name in a folder of a kind."""
+    return BUNDLE if kind == "bundle" else MANIFEST
+
+
 def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> None:
-    """Write `adaptx.json` with `facts` and the sha256 of every file that stands in `folder`."""
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    write_json(folder / MANIFEST, {"schema": SCHEMA, "kind": kind, **facts, "files": files})
+    """Write the manifest with `facts` and the sha256 of every file that stands below `folder`."""
+    manifest = folder / manifest_name(kind)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != manifest)
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+    write_json(manifest, {"schema": SCHEMA, "kind": kind, **facts, "files": files})
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -161,7 +169,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     """The manifest of a folder, after its schema and kind have been checked."""
-    manifest = read_json(folder / MANIFEST)
+    path = folder / manifest_name(kind)
+    manifest = read_json(path)
     if manifest.get("schema") != SCHEMA:
         raise FolderError(
             f"{folder} has schema {manifest.get('schema')!r}, and this adaptx reads {SCHEMA}: "
@@ -170,19 +179,23 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     if manifest.get("kind") != kind:
         raise FolderError(f"{folder} holds a {manifest.get('kind')!r}, not a {kind!r}.")
     if not isinstance(manifest.get("files"), dict):
-        raise FolderError(f"{folder / MANIFEST} lists no files: {_RESTORE}")
+        raise FolderError(f"{path} lists no files: {_RESTORE}")
     return manifest
 
 
 def check_file(folder: Path, name: str, manifest: dict[str, Any]) -> Path:
     """The path of a file that the manifest lists, after its sha256 has been compared."""
     path, wanted = folder / name, manifest["files"].get(name)
+    said = manifest_name(manifest["kind"])
     if wanted is None or not path.is_file():
-        raise FolderError(f"{path} is missing (or {MANIFEST} doesn't list it): {_RESTORE}")
+        raise FolderError(f"{path} is missing (or {said} doesn't list it): {_RESTORE}")
+    # The Hub's cache links an adapter's files to where it keeps them; nothing links a bundle's.
+    if manifest["kind"] == "bundle" and not path.resolve().is_relative_to(folder.resolve()):
+        raise FolderError(f"{path} leads out of {folder}, so it isn't read: {_RESTORE}")
     found = sha256(path)
     if found != wanted:
         raise FolderError(
-            f"{path} was changed or damaged since it was written (sha256 {found}, and {MANIFEST} "
+            f"{path} was changed or damaged since it was written (sha256 {found}, and {said} "
             f"says {wanted}): {_RESTORE}"
         )
     return path

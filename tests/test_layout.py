@@ -55,6 +55,8 @@ TORCH_FREE = [
     "adaptx.evaluation.evaluate",
     "adaptx.evaluation.tables",
     "adaptx.evaluation.write",
+    "adaptx.runtime.runtime",
+    "adaptx.runtime.verify",
     "adaptx.training.runs",
     "adaptx.training.curves",
 ]

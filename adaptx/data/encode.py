@@ -40,16 +40,23 @@ class TextEncoder:
         A longer text loses its end, and keeps its closing special tokens. Raises OptionError for a
         limit below the special tokens, and for what isn't a text.
         """
+        return self.cut(texts, max_length)[0]
+
+    def cut(
+        self, texts: Sequence[str], max_length: int | None = None
+    ) -> tuple[list[list[int]], list[int]]:
+        """`ids`, and how many tokens of each text were cut off."""
         check_texts(texts)
         limit = self.max_length if max_length is None else min(max_length, self.max_length)
         bare = len(self.tokenizer.encode("").ids)  # how many special tokens frame a text
         if limit < bare:
             raise OptionError(f"max_length={limit} is less than the {bare} special tokens.")
         encoded = [item.ids for item in self.tokenizer.encode_batch(list(texts))]
-        return [
+        found = [
             ids if len(ids) <= limit else self._truncated(text, limit - bare)
             for ids, text in zip(encoded, texts, strict=True)
         ]
+        return found, [len(ids) - len(kept) for ids, kept in zip(encoded, found, strict=True)]
 
     def _truncated(self, text: str, length: int) -> list[int]:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)

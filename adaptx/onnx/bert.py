@@ -1,7 +1,8 @@
 """BERT-shaped encoders (BERT, RoBERTa, XLM-R and what has their shape) as a graph with banks.
 
 Built from the weights, node by node, so that every operator is the one that measures best
-(docs/performance.md has what was tried). With one row it is as fast as a graph for one row alone.
+(docs/performance.md has what was tried), and that each sums in an order which neither padding nor
+other rows change: a row's answer is the same, bit for bit, whatever it is batched with.
 
 Dimensions: B rows, S tokens, H width, D width of a head, N slots, R rank, I and O a site's widths.
 """
@@ -158,12 +159,11 @@ class _Bert:
         if not sites:
             return {}
         g = self.graph
-        a = self.bank("a", sites)
-        low = g.node("FusedMatMul", a, x, transB=1)  # [B, R of each site, S]
+        low = g.node("FusedMatMul", x, self.bank("a", sites), transB=1)  # [B, S, R of each site]
         count = len(sites)
-        lows = g.split("Split", low, count=count, axis=1, num_outputs=count) if count > 1 else [low]
+        lows = g.split("Split", low, count=count, axis=2, num_outputs=count) if count > 1 else [low]
         return {
-            site: g.node("FusedMatMul", part, self.bank("b", [site]), transA=1)
+            site: g.node("MatMul", part, self.bank("b", [site]))
             for site, part in zip(sites, lows, strict=True)
         }
 
@@ -185,7 +185,9 @@ class _Bert:
     def mean(self, hidden: str, tokens_BS: str) -> str:
         """The mean of the token states that aren't padding: `[B, S, H]` -> `[B, H]`."""
         g = self.graph
-        last = g.constant(np.array([1], np.int64))
-        total = g.node("MatMul", g.node("Unsqueeze", tokens_BS, last), hidden)
-        count = g.node("ReduceSum", tokens_BS, last, keepdims=1)
-        return g.node("Div", g.node("Squeeze", total, last), count)
+        middle = g.constant(np.array([1], np.int64))
+        weights = g.node("Unsqueeze", tokens_BS, middle)
+        # Twice the same: a product with one row alone sums in an order that padding changes.
+        total = g.node("MatMul", g.node("Concat", weights, weights, axis=1), hidden)
+        total = g.node("Gather", total, g.constant(np.int64(0)), axis=1)
+        return g.node("Div", total, g.node("ReduceSum", tokens_BS, middle, keepdims=1))

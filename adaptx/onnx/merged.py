@@ -23,7 +23,7 @@ from adaptx.data.read import Example, read_examples
 from adaptx.encoder.encoder import Encoder
 from adaptx.encoder.families import model_inputs
 from adaptx.errors import MissingExtra, OptionError, choices
-from adaptx.onnx.parity import BOUNDS, compare
+from adaptx.onnx.parity import compare
 from adaptx.onnx.probe_texts import PROBE_TEXTS
 
 QUANTIZATIONS = ("int8",)
@@ -61,7 +61,7 @@ def export_merged(
         if quantize == "int8":
             quantize_int8(made, kept_fp32(made / MODEL))
         kind = quantize or "fp32"
-        report = compare(made, encoder, adapter, PROBE_TEXTS, rows, BOUNDS[kind])
+        report = compare(made, encoder, adapter, PROBE_TEXTS, rows, kind)
         (made / "README.md").write_text(_readme(adapter, kind, report), encoding="utf-8")
         facts = {
             "name": adapter.name,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,9 @@ from adaptx.data.read import Example
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import ParityError
 from adaptx.evaluation.metrics import classification_scores
+from adaptx.runtime.verify import BOUNDS, Bounds, compare_logits, failures
 
-
-@dataclass(frozen=True)
-class Bounds:
-    """How far an export may be from torch.
-
-    difference  largest |logit - torch's logit|, as a share of torch's largest |logit|
-    tie         labels whose logits in torch are closer than this (a share as above) are as good as
-                each other: an adapter that has learnt little has many
-    agreement   smallest share of the probe texts with torch's label, or one as good
-    drop        largest loss of accuracy on dev, as a share of its rows, one row more allowed: a
-                tie may fall either way
-    """
-
-    difference: float
-    tie: float
-    agreement: float
-    drop: float
-
-
-BOUNDS = {
-    "fp32": Bounds(difference=1e-4, tie=2e-4, agreement=1.0, drop=0.0),
-    "int8": Bounds(difference=0.3, tie=0.1, agreement=0.9, drop=0.04),
-}
+DROP = {"fp32": 0.0, "int8": 0.04}  # largest loss of accuracy on dev, one row more allowed
 
 
 @torch.inference_mode()
@@ -89,24 +67,20 @@ def compare(
     adapter: Adapter,
     texts: Sequence[str],
     dev: Sequence[Example],
-    bounds: Bounds,
+    kind: str,
+    bounds: Bounds | None = None,
 ) -> dict[str, Any]:
-    """The parity report of a merged model's folder; raises ParityError when it is out of bounds."""
+    """The parity report of a merged model's folder; raises ParityError when it is out of bounds.
+
+    `kind` is "fp32" or "int8"; `bounds` are those of BOUNDS unless given.
+    """
+    bounds = bounds or BOUNDS[kind]
     # One text longer than the encoder reads: both must cut it at the same place.
     words = " ".join(texts)
     texts = [*texts, " ".join([words] * (1 + encoder.text.max_length // len(words.split())))]
     session = MergedSession(folder)
     wanted, found = torch_logits(encoder, adapter, texts), session.logits(texts)
-    difference, largest = np.abs(found - wanted).max(), max(np.abs(wanted).max(), 1e-6)
-    theirs = np.take_along_axis(wanted, found.argmax(1)[:, None], axis=1)[:, 0]
-    behind = wanted.max(axis=1) - theirs  # in torch, how far ONNX's label is from the best
-    report: dict[str, Any] = {
-        "texts": len(texts),
-        "max_difference": float(difference),
-        "max_relative_difference": float(difference / largest),
-        "agreement": float((behind == 0).mean()),
-        "agreement_but_for_ties": float((behind <= bounds.tie * largest).mean()),
-    }
+    report: dict[str, Any] = {"texts": len(texts), **compare_logits(wanted, found, bounds)}
     if dev and adapter.task is not None:
         targets, rows = adapter.task.targets(dev), [example.text for example in dev]
         scores = {
@@ -115,7 +89,11 @@ def compare(
         }
         report |= {"dev_rows": len(dev), "dev": scores}
     report["bounds"] = dict(vars(bounds))
-    failed = _failures(report, bounds)
+    failed = failures(report, bounds, exact=kind == "fp32")
+    if "dev" in report:
+        drop = report["dev"]["torch"]["accuracy"] - report["dev"]["onnx"]["accuracy"]
+        if drop > DROP[kind] + 1 / report["dev_rows"] + 1e-9:  # a tie may fall either way
+            failed.append(f"accuracy on dev falls by {drop:.1%}, bound {DROP[kind]:.0%} and a row")
     if failed:
         raise ParityError(
             f"The exported model of adapter {adapter.name!r} doesn't answer like torch: "
@@ -123,18 +101,3 @@ def compare(
             report,
         )
     return report
-
-
-def _failures(report: dict[str, Any], bounds: Bounds) -> list[str]:
-    failed = []
-    difference = report["max_relative_difference"]
-    if not difference <= bounds.difference:  # NaN fails too
-        failed.append(f"largest relative difference {difference:.2g}, bound {bounds.difference:g}")
-    agreement = report["agreement_but_for_ties"]
-    if not agreement >= bounds.agreement:
-        failed.append(f"agreement but for ties {agreement:.1%}, bound {bounds.agreement:.0%}")
-    if "dev" in report:
-        drop = report["dev"]["torch"]["accuracy"] - report["dev"]["onnx"]["accuracy"]
-        if drop > bounds.drop + 1 / report["dev_rows"] + 1e-9:
-            failed.append(f"accuracy on dev falls by {drop:.1%}, bound {bounds.drop:.0%} and a row")
-    return failed

@@ -26,6 +26,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from adaptx.onnx.graph import MICROSOFT, save
+from adaptx.runtime.layout import SATURATION, BankSpec
 
 ALPHAS = (0.65, 0.7, 0.75, 0.8)
 SAMPLED = 768  # tokens kept for the search
@@ -251,3 +252,64 @@ class _Rewriting:
         made.graph.node.extend(nodes)
         made.graph.initializer.extend(t for name, t in self.constants.items() if name in read)
         return made
+
+
+def with_saturation(model: onnx.ModelProto) -> onnx.ModelProto:
+    """An int8 model that also gives `saturation` fp32 `[]`: the largest share of values beyond the
+    range of u8 that any quantized input has.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = made.graph
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in _small(graph)}
+    shares = []
+    for node in list(graph.node):
+        if node.op_type != "QuantizeLinear":
+            continue
+        x, (scale, zero) = node.input[0], (float(values[name]) for name in node.input[1:])
+        # Half a step beyond the ends still rounds to them.
+        ends = np.array([-zero - 0.5, 255 - zero + 0.5], np.float32) * np.float32(scale)
+        low, high = (f"{x}/{end}" for end in ("low", "high"))
+        graph.initializer.extend(map(numpy_helper.from_array, ends, (low, high)))
+        graph.node.extend(
+            [
+                helper.make_node("Less", [x, low], [f"{low}?"]),
+                helper.make_node("Greater", [x, high], [f"{high}?"]),
+                helper.make_node("Or", [f"{low}?", f"{high}?"], [f"{x}/beyond"]),
+                helper.make_node("Cast", [f"{x}/beyond"], [f"{x}/beyond/1"], to=1),
+                helper.make_node("ReduceMean", [f"{x}/beyond/1"], [f"{x}/share"], keepdims=0),
+            ]
+        )
+        shares.append(f"{x}/share")
+    graph.node.append(helper.make_node("Max", shares, [SATURATION]))
+    graph.output.append(helper.make_tensor_value_info(SATURATION, 1, []))
+    return made
+
+
+def _small(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """The constants that stand in the graph itself, not beside it."""
+    beside = onnx.TensorProto.EXTERNAL
+    return [tensor for tensor in graph.initializer if tensor.data_location != beside]
+
+
+def with_half_banks(model: onnx.ModelProto, banks: Sequence[BankSpec]) -> onnx.ModelProto:
+    """The model with banks of fp16: each row's own is widened after it was picked."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    names = {bank.name for bank in banks}
+    for value in made.graph.input:
+        if value.name in names:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(onnx.NodeProto())
+        nodes[-1].CopyFrom(node)
+        if node.op_type == "Gather" and node.input[0] in names:
+            picked = node.output[0]
+            nodes[-1].output[0] = f"{picked}/half"
+            nodes.append(
+                helper.make_node("Cast", [f"{picked}/half"], [picked], f"{picked}/whole", to=1)
+            )
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    return made

@@ -1,22 +1,34 @@
 """A bundle's folder, described once. N slots, R rank, I and O a site's widths.
 
     bundle.json                 `BundleFacts`, and the sha256 of every file
-    model.onnx, model.onnx.data the graph and its weights
+    model.onnx, model.onnx.data the graph (see adaptx.onnx.build) and its weights
+    check.onnx                  the same graph, which also says how much saturates; int8 only
     tokenizer.json
-    probe.safetensors           token ids, and torch's fp32 outputs for them
+    probe.safetensors           token ids, and torch's fp32 outputs for them (adaptx.runtime.verify)
     adapters/<name>/…           adapters' folders
 
 A bank is a graph input `[N, R of each site, width]`, the sites' parts behind each other:
 
-    a   scale-free A `[R, I]`, as PEFT stores it
+    a   A `[R, I]`, as PEFT stores it
     b   B^T `[R, O]`, times the adapter's scale at that site
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
+from adaptx import storage
+from adaptx.errors import FolderError
+
+MODEL, CHECK, TOKENIZER, PROBE = "model.onnx", "check.onnx", "tokenizer.json", "probe.safetensors"
+WEIGHTS = MODEL + ".data"
+ADAPTERS = "adapters"
 INPUT_IDS, MASK, IDS = "input_ids", "attention_mask", "adapter_ids"
+HIDDEN, MEAN, SATURATION = "hidden", "mean", "saturation"
+DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -32,3 +44,94 @@ class BankSpec:
     def dimensions(self) -> list[str | int]:
         """The shape of the graph's input; names are dimensions that may vary."""
         return ["slots", f"rank_{len(self.sites)}", self.width]
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What bundle.json says.
+
+    bank_dtype    of the banks that the graph takes
+    quantization  "int8" or "fp32"
+    saturation    of int8: the largest share of values at the ends of their range that the bundle's
+                  own adapters have at any site
+    parity        the report of the export, by adapter
+    vocabulary    of a cut vocabulary: rows kept, rows there were, coverage by language; else {}
+    """
+
+    encoder: str
+    fingerprint: str
+    prefix: str
+    hidden_size: int
+    pad_id: int
+    max_length: int
+    banks: tuple[BankSpec, ...]
+    bank_dtype: str
+    quantization: str
+    adapters: tuple[str, ...]
+    saturation: float = 0.0
+    parity: dict[str, Any] = field(default_factory=dict)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> list[str]:
+        """Where adapters may attach."""
+        return [site for bank in self.banks if bank.part == "b" for site in bank.sites]
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "encoder": str,
+    "fingerprint": str,
+    "prefix": str,
+    "hidden_size": int,
+    "pad_id": int,
+    "max_length": int,
+    "bank_dtype": str,
+    "quantization": str,
+    "saturation": (int, float),
+    "parity": dict,
+    "vocabulary": dict,
+}
+
+
+def write_bundle(folder: Path, facts: BundleFacts) -> None:
+    """Write bundle.json, last of all: the sha256 of every file stands in it."""
+    storage.write_manifest(folder, "bundle", asdict(facts))
+
+
+def read_bundle(folder: Path) -> tuple[BundleFacts, dict[str, Any]]:
+    """What bundle.json says, and the manifest itself; no file is read yet (see check_files)."""
+    if not folder.is_dir():
+        raise FolderError(f"There is no bundle {folder}: make one with `adaptx export`.")
+    manifest = storage.read_manifest(folder, "bundle")
+    path = folder / storage.BUNDLE
+    for name, kinds in _KINDS.items():
+        value = manifest.get(name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise FolderError(f"{path}: {name} can't be {value!r}.")
+    if manifest["bank_dtype"] not in DTYPES:
+        raise FolderError(f"{path}: bank_dtype can't be {manifest['bank_dtype']!r}.")
+    try:
+        banks = tuple(
+            BankSpec(str(b["name"]), str(b["part"]), tuple(map(str, b["sites"])), int(b["width"]))
+            for b in manifest["banks"]
+        )
+        adapters = tuple(map(str, manifest["adapters"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FolderError(f"{path} isn't whole: {error!r}.") from None
+    known = {name: manifest[name] for name in _KINDS}
+    return BundleFacts(**known, banks=banks, adapters=adapters), manifest
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> None:
+    """Compare the sha256 of every file that the manifest lists, and refuse one that it doesn't."""
+    names = set(manifest["files"]) - set(but)
+    for name in sorted(names):
+        storage.check_file(folder, name, dict(manifest))
+    listed = {*manifest["files"], storage.BUNDLE}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in listed:
+            raise FolderError(
+                f"{folder} has a file that {storage.BUNDLE} doesn't list, {name}: take it out, or "
+                f"export the bundle again."
+            )

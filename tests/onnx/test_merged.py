@@ -11,8 +11,9 @@ from adaptx.data.read import Example, read_examples
 from adaptx.encoder.families import FAMILIES
 from adaptx.errors import DataError, FingerprintError, OptionError, OutputExists, ParityError
 from adaptx.onnx import merged as module
-from adaptx.onnx.parity import BOUNDS, Bounds, MergedSession, compare, torch_logits
+from adaptx.onnx.parity import MergedSession, compare, torch_logits
 from adaptx.onnx.probe_texts import PROBE_TEXTS
+from adaptx.runtime.verify import BOUNDS, Bounds
 from tests.conftest import SAMPLE
 
 pytestmark = pytest.mark.optimum
@@ -55,7 +56,7 @@ def test_each_familys_merged_model_opens_with_optimum_and_answers_as_torch(
     np.testing.assert_allclose(logits, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
 
     module.quantize_int8(folder, module.kept_fp32(folder / module.MODEL))
-    compare(folder, encoder, adapter, PROBE_TEXTS, [], BOUNDS["int8"])  # raises out of bounds
+    compare(folder, encoder, adapter, PROBE_TEXTS, [], "int8")  # raises out of bounds
     graph = onnx.load(folder / module.MODEL).graph
     integer = [node for node in graph.node if node.op_type == "MatMulInteger"]
     # Every Linear but the FFN's second; no product of attention, and no table of positions.
@@ -130,14 +131,13 @@ def test_the_gate_stops_a_model_that_answers_otherwise(small, tmp_path):
     ax.export_merged(small, acting(small), tmp_path / "onnx")
     other = acting(small, seed=9)
     with pytest.raises(ParityError, match="relative difference") as caught:
-        compare(tmp_path / "onnx", small, other, PROBE_TEXTS, [], BOUNDS["fp32"])
+        compare(tmp_path / "onnx", small, other, PROBE_TEXTS, [], "fp32")
     assert caught.value.report["max_relative_difference"] > 1e-2
 
 
 def test_an_export_out_of_bounds_writes_nothing(small, tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        module.BOUNDS, "fp32", Bounds(difference=0.0, tie=0.0, agreement=1.0, drop=0.0)
-    )
+    none = Bounds(difference=0.0, tie=0.0, agreement=1.0, vectors=1.0)
+    monkeypatch.setitem(BOUNDS, "fp32", none)
     with pytest.raises(ParityError, match="Nothing was written"):
         ax.export_merged(small, acting(small), tmp_path / "onnx")
     assert list(tmp_path.iterdir()) == []
@@ -149,13 +149,13 @@ def test_the_gate_counts_the_drop_on_dev(small, tmp_path):
     texts = list(PROBE_TEXTS)
     said = [answer.label for answer in small.predict(texts, adapter)]
     rows = [Example(t, label) for t, label in zip(texts, said, strict=True)]
-    report = compare(tmp_path / "onnx", small, adapter, texts, rows, BOUNDS["fp32"])
+    report = compare(tmp_path / "onnx", small, adapter, texts, rows, "fp32")
     assert report["dev"]["torch"]["accuracy"] == report["dev"]["onnx"]["accuracy"] == 1.0
     other = acting(small, seed=9)
-    wide = Bounds(difference=1e9, tie=0.0, agreement=0.0, drop=0.0)
+    wide = Bounds(difference=1e9, tie=0.0, agreement=0.0, vectors=0.0)
     ax.export_merged(small, other, tmp_path / "other")
     with pytest.raises(ParityError, match="accuracy on dev falls"):
-        compare(tmp_path / "other", small, adapter, texts, rows, wide)
+        compare(tmp_path / "other", small, adapter, texts, rows, "fp32", wide)
 
 
 def test_bad_input_is_refused_before_any_work(small, small_folders, tmp_path):
@@ -187,13 +187,13 @@ def test_the_gate_counts_labels_that_are_told_apart_and_not_ties(small, tmp_path
     switched = acting(small)
     switched.load_state_dict(adapter.state_dict())
     switched.head.bias.data[1] += 1e-3  # the second label wins every tie now
-    bounds = Bounds(difference=1e-3, tie=1e-3, agreement=1.0, drop=0.0)
-    report = compare(tmp_path / "onnx", small, switched, PROBE_TEXTS, [], bounds)
+    bounds = Bounds(difference=1e-3, tie=1e-3, agreement=1.0, vectors=0.0)
+    report = compare(tmp_path / "onnx", small, switched, PROBE_TEXTS, [], "fp32", bounds)
     assert report["agreement"] < report["agreement_but_for_ties"] == 1.0
     switched.head.bias.data[1] += 100
-    wide = Bounds(difference=1e9, tie=1e-3, agreement=1.0, drop=0.0)
+    wide = Bounds(difference=1e9, tie=1e-3, agreement=1.0, vectors=0.0)
     with pytest.raises(ParityError, match="agreement but for ties"):
-        compare(tmp_path / "onnx", small, switched, PROBE_TEXTS, [], wide)
+        compare(tmp_path / "onnx", small, switched, PROBE_TEXTS, [], "fp32", wide)
 
 
 def test_torch_logits_are_the_routed_encoders(small):

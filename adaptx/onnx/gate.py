@@ -1,0 +1,134 @@
+"""The parity gate of a bundle: for every adapter, four ways must agree on the probe texts.
+
+    torch with the bank, the reference    torch merged    the fp32 graph    the int8 graph
+
+The graphs answer through adaptx.runtime, as they will when they serve. N texts, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from adaptx.adapters.adapter import Adapter
+from adaptx.data.records import Example
+from adaptx.encoder.encoder import Encoder, mean_pool
+from adaptx.encoder.families import model_inputs
+from adaptx.errors import ParityError
+from adaptx.evaluation.compare import paired_bootstrap
+from adaptx.onnx.probe_texts import PROBE_TEXTS
+from adaptx.runtime.runtime import Runtime
+from adaptx.runtime.verify import BOUNDS, PLAIN, Probe, compare_vectors, failures, verify
+
+ROWS = 16  # at once in torch
+
+
+def probe(encoder: Encoder, adapters: Sequence[Adapter]) -> Probe:
+    """The probe texts' token ids, and what torch answers to them."""
+    ids = encoder.text.ids([encoder.prefix + text for text in PROBE_TEXTS])
+    outputs = {PLAIN: torch_pooled(encoder, None, ids)}
+    for adapter in adapters:
+        pooled = torch_pooled(encoder, adapter, ids)
+        outputs[adapter.name] = pooled if adapter.head is None else _logits(adapter, pooled)
+    return Probe(ids, outputs)
+
+
+@torch.inference_mode()
+def torch_pooled(
+    encoder: Encoder, adapter: Adapter | None, ids: Sequence[Sequence[int]], *, merged: bool = False
+) -> np.ndarray:
+    """Pooled states fp32 `[N, H]`: of the plain encoder, with an adapter in the bank, or merged."""
+    model = adapter.merged_model(encoder).eval() if adapter is not None and merged else None
+    found = np.zeros((len(ids), encoder.hidden_size), np.float32)
+    for batch in encoder.text.batches(ids, ROWS):
+        input_ids = torch.from_numpy(batch.input_ids).to(encoder.device)
+        mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
+        if model is not None:
+            hidden = model(**model_inputs(encoder.config, input_ids, mask))[0]
+        elif adapter is not None:
+            hidden = adapter.eval().hidden(encoder, input_ids, mask)
+        else:
+            hidden = encoder.hidden(input_ids, mask)
+        pooled = adapter.pool(hidden, mask) if adapter is not None else mean_pool(hidden, mask)
+        found[batch.rows] = pooled.float().cpu().numpy()
+    return found
+
+
+@torch.inference_mode()
+def _logits(adapter: Adapter, pooled: np.ndarray) -> np.ndarray:
+    assert adapter.head is not None
+    device = adapter.head.weight.device
+    found: np.ndarray = adapter.head(torch.from_numpy(pooled).to(device)).float().cpu().numpy()
+    return found
+
+
+def merged_difference(encoder: Encoder, adapter: Adapter, ids: Sequence[Sequence[int]]) -> float:
+    """How far torch merged is from torch with the bank, as a share of the largest value."""
+    banked = torch_pooled(encoder, adapter, ids)
+    merged = torch_pooled(encoder, adapter, ids, merged=True)
+    return compare_vectors(banked, merged)["max_relative_difference"]
+
+
+def check(runtime: Runtime, way: str) -> dict[str, dict[str, Any]]:
+    """`verify`'s report; raises ParityError, naming each adapter that is out of bounds."""
+    report = verify(runtime)
+    raise_failures({name: found["failed"] for name, found in report.items()}, way, report)
+    return report
+
+
+def check_merged(differences: Mapping[str, float]) -> None:
+    """Raise ParityError where an adapter merged in torch isn't what it is in the bank."""
+    failed = {}
+    for name, difference in differences.items():
+        found = {"max_relative_difference": difference}
+        failed[name] = failures(found, BOUNDS["fp32"], exact=True)
+    raise_failures(failed, "torch merged", {n: {"merged": d} for n, d in differences.items()})
+
+
+def check_drop(
+    encoder: Encoder, runtime: Runtime, adapter: Adapter, rows: Sequence[Example], budget: float
+) -> dict[str, Any]:
+    """Accuracy on labelled rows in torch and in the bundle, and the drop with its 95% interval.
+
+    The rows must be the adapter's. "failed" says when even the lower end of the interval is above
+    the budget (a share of the rows).
+    """
+    assert adapter.task is not None
+    texts, targets = [row.text for row in rows], adapter.task.targets(rows)
+    index = {label: i for i, label in enumerate(adapter.task.labels)}
+    answers: list[Any] = encoder.predict(texts, adapter)
+    served = runtime.predict(texts, adapter.name)
+    in_torch = np.array([index[answer.label] for answer in answers])
+    in_bundle = np.array([index[a.prediction.label] for a in served if a.prediction])
+    found = paired_bootstrap(targets, in_torch, in_bundle)
+    report: dict[str, Any] = {
+        "rows": len(rows),
+        "torch": float((in_torch == targets).mean()),
+        "bundle": float((in_bundle == targets).mean()),
+        "same_label": float((in_torch == in_bundle).mean()),
+        "drop": found.difference,
+        "low": found.low,
+        "high": found.high,
+    }
+    if found.low > budget:
+        report["failed"] = (
+            f"accuracy on dev falls by {found.difference:.1%} (95% interval from {found.low:.1%}), "
+            f"budget {budget:.1%}"
+        )
+    return report
+
+
+def raise_failures(
+    failed: Mapping[str, Sequence[str]], way: str, report: Mapping[str, Any]
+) -> None:
+    """Raise ParityError where there is any failure, each with its adapter's name."""
+    said = [f"{name}: {'; '.join(reasons)}" for name, reasons in failed.items() if reasons]
+    if said:
+        raise ParityError(
+            f"The bundle ({way}) doesn't answer like torch. {'. '.join(said)}. Nothing was "
+            f"written.",
+            dict(report),
+        )

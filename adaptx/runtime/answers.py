@@ -1,0 +1,44 @@
+"""What a runtime says: the answer to a text, and what is known of an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adaptx.tasks import Prediction
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one text.
+
+    adapter     the adapter's name, or None
+    prediction  the label with its scores, where the adapter has a head
+    vector      the pooled state, fp32 `[H]`, where it has none, or there is no adapter
+    truncated   tokens at the end of the text that were not read, as it is too long
+    """
+
+    adapter: str | None
+    prediction: Prediction | None
+    vector: np.ndarray | None
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """An adapter that a runtime knows.
+
+    resident    whether it is in the bank now
+    saturation  the largest share of values, at any site, that int8 cut off on the probe texts; None
+                where it wasn't measured
+    """
+
+    name: str
+    language: str | None
+    task: str | None
+    labels: tuple[str, ...]
+    rank: int | None
+    resident: bool
+    pinned: bool
+    saturation: float | None

@@ -1,0 +1,84 @@
+"""The live bank: adapters in memory that onnxruntime reads where it lies.
+
+Chunks of slots, each for ranks up to its own, so that one adapter of rank 64 widens nobody else's
+products. An adapter is written into a free slot, which no run reads, and the next run sees it:
+nothing is copied, rebuilt or locked. A chunk's memory is taken as its slots are filled.
+Dimensions: N slots, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adaptx.runtime.layout import BankSpec
+from adaptx.runtime.rows import bank_rows
+
+LEAST_RANK = 4
+
+
+class Chunk:
+    """The arrays of N slots, `[N + 1, R of each site, width]` by bank; slot 0 holds nothing."""
+
+    def __init__(self, specs: Sequence[BankSpec], dtype: str, rank: int, slots: int):
+        import onnxruntime
+
+        self.rank = rank
+        self.free = list(range(slots, 0, -1))
+        self.arrays = {
+            spec.name: np.zeros((slots + 1, len(spec.sites) * rank, spec.width), dtype)
+            for spec in specs
+        }
+        self.values: dict[str, Any] = {  # onnxruntime reads the arrays themselves
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            for name, array in self.arrays.items()
+        }
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot."""
+        return sum(array[0].nbytes for array in self.arrays.values())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an adapter lies."""
+
+    chunk: Chunk
+    slot: int
+
+
+class LiveBank:
+    """Chunks that grow in number. Not safe by itself: its owner holds a lock (see Pool)."""
+
+    def __init__(self, specs: Sequence[BankSpec], dtype: str, slots: int):
+        self.specs, self.dtype, self.slots = tuple(specs), dtype, slots
+        self.chunks: list[Chunk] = []
+        self.nothing = Chunk(specs, dtype, LEAST_RANK, 0)  # for rows without an adapter
+
+    def take(self, rank: int) -> Place:
+        """A free slot for an adapter of a rank, in a new chunk where there is none."""
+        width = max(LEAST_RANK, 1 << (rank - 1).bit_length())
+        for chunk in self.chunks:
+            if chunk.rank == width and chunk.free:
+                return Place(chunk, chunk.free.pop())
+        self.chunks.append(Chunk(self.specs, self.dtype, width, self.slots))
+        return Place(self.chunks[-1], self.chunks[-1].free.pop())
+
+    def write(
+        self,
+        place: Place,
+        sites: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        scales: Mapping[str, float],
+    ) -> None:
+        """Fill a slot that was taken: at each site A `[R, I]`, B `[O, R]`, and the scale."""
+        rows = bank_rows(self.specs, sites, scales, place.chunk.rank)
+        for name, array in rows.items():
+            place.chunk.arrays[name][place.slot] = array
+
+    def give_back(self, place: Place) -> None:
+        """Free a slot that no run reads any more."""
+        place.chunk.free.append(place.slot)

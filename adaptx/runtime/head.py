@@ -1,0 +1,54 @@
+"""The head in NumPy: what adaptx.adapters.head is in torch. B rows, H hidden width, L labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from adaptx.errors import FolderError, choices
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.asarray(_erf(x / math.sqrt(2)), x.dtype))
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": _gelu,
+}
+
+
+class Head:
+    """logits = W norm(act(W1 x + b1)) + b, or W x + b alone (see adaptx.adapters.head).
+
+    `tensors` are those of head.safetensors, `options` what the manifest says of them.
+    """
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]):
+        self.tensors, self.eps = dict(tensors), options.get("norm_eps")
+        activation = options.get("activation")
+        if activation is not None and activation not in ACTIVATIONS:
+            raise FolderError(
+                f"A head with the activation {activation!r} is none of {choices(ACTIVATIONS)}."
+            )
+        self.activation = ACTIVATIONS[activation] if activation else None
+        self.width = self.tensors["weight"].shape[1]
+
+    def __call__(self, pooled_BH: np.ndarray) -> np.ndarray:
+        """Pooled states fp32 `[B, H]` -> logits fp32 `[B, L]`; each row by itself."""
+        return np.stack([self._row(row) for row in pooled_BH])
+
+    def _row(self, x_H: np.ndarray) -> np.ndarray:
+        t = self.tensors
+        if self.activation is not None:
+            x_H = self.activation(t["dense.weight"] @ x_H + t["dense.bias"])
+        if self.eps is not None:
+            x_H = (x_H - x_H.mean()) / np.sqrt(x_H.var() + self.eps)
+            x_H = x_H * t["norm.weight"] + t["norm.bias"]
+        return t["weight"] @ x_H + t["bias"]

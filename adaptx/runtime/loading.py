@@ -1,0 +1,82 @@
+"""An adapter's folder, read without torch: every file checked, nothing executed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adaptx import storage
+from adaptx.adapters import folder as layout
+from adaptx.errors import FingerprintError, FolderError
+from adaptx.runtime.head import Head
+from adaptx.runtime.layout import BundleFacts
+from adaptx.tasks import Classification, task_from_json
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter as a bank takes it: at each site A fp32 `[R, I]`, B fp32 `[O, R]` and a scale."""
+
+    facts: layout.Facts
+    task: Classification | None
+    head: Head | None
+    sites: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its sites; 0 for a probe."""
+        return max((a.shape[0] for a, _ in self.sites.values()), default=0)
+
+    @property
+    def pooling(self) -> str:
+        """How token states become one vector: "mean" or "cls"."""
+        return self.task.pooling if self.task else "mean"
+
+
+def load(folder: str | Path, bundle: BundleFacts) -> Loaded:
+    """The adapter of a folder, for a bundle.
+
+    Raises FolderError for a folder that is damaged, that PEFT wrote, or whose method a bank can't
+    hold, and FingerprintError for another encoder's.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FolderError(f"There is no adapter folder {folder}.")
+    if not (folder / storage.MANIFEST).is_file() and (folder / layout.CONFIG).is_file():
+        raise FolderError(
+            f"{folder} was written by PEFT, which doesn't say what it was trained on: make an "
+            f"adapter of it first, with `adaptx adapters import {folder} -o … --encoder "
+            f"{bundle.encoder}`."
+        )
+    facts, manifest = layout.read_facts(folder)
+    if facts.fingerprint != bundle.fingerprint:
+        raise FingerprintError(
+            facts.name, facts.encoder, facts.fingerprint, bundle.encoder, bundle.fingerprint
+        )
+    if facts.way not in ("bank", "head"):
+        raise FolderError(
+            f"Adapter {facts.name!r} is of the method {facts.method!r}, which a bank can't hold: "
+            f"serve it merged, with `adaptx export {folder} --merged`."
+        )
+    for name in manifest["files"]:
+        if Path(name).name == name:  # what stands deeper is none of the adapter's
+            storage.check_file(folder, name, manifest)
+    sites = {}
+    if facts.way == "bank":
+        sites = layout.site_tensors(folder / layout.WEIGHTS, list(facts.scales))
+    task = task_from_json(facts.task) if facts.task else None
+    head = None
+    if task is not None:
+        if layout.HEAD not in manifest["files"]:
+            raise FolderError(f"Adapter {facts.name!r} has a task, but no {layout.HEAD}.")
+        tensors = layout.head_tensors(folder / layout.HEAD, task.outputs, facts.head)
+        head = Head(tensors, facts.head)
+        if head.width != bundle.hidden_size:
+            raise FolderError(
+                f"Adapter {facts.name!r} has a head for {head.width} inputs, and the encoder is "
+                f"{bundle.hidden_size} wide."
+            )
+    return Loaded(facts, task, head, sites)

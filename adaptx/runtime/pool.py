@@ -1,0 +1,202 @@
+"""Which adapters are in the bank: those that were used last, of all that are known on disk.
+
+An adapter that a running answer uses stays where it is until the answer is given, whatever is added
+or removed meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adaptx.adapters.folder import Facts
+from adaptx.errors import OptionError, choices
+from adaptx.runtime.bank import LiveBank, Place
+from adaptx.runtime.loading import Loaded
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_limit(limit: int | str | None) -> tuple[int | None, int | None]:
+    """(count, bytes) of a limit such as 100, "100", "512MB" or None; OptionError for another."""
+    if limit is None:
+        return None, None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(KB|MB|GB)", str(limit).strip().upper())
+    if match:
+        return None, int(float(match[1]) * _UNITS[match[2]])
+    if not str(limit).isdigit() or int(limit) < 1:
+        raise OptionError(
+            f"max_resident={limit!r} must be a number of adapters, at least 1, or a size such as "
+            f"512MB."
+        )
+    return int(limit), None
+
+
+@dataclass
+class Counts:
+    """What the pool did: asked for and in the bank, or not; loads, and their seconds."""
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    loads: int = 0
+    load_seconds: float = 0.0
+    slowest_load: float = 0.0
+
+
+@dataclass
+class Resident:
+    """An adapter in the bank. `place` is None for a head alone. `leases` counts running answers."""
+
+    loaded: Loaded
+    place: Place | None
+    bytes: int
+    leases: int = 0
+    removed: bool = False
+    saturation: float | None = None
+
+
+@dataclass
+class Known:
+    """An adapter on disk."""
+
+    folder: Path
+    facts: Facts
+    pinned: bool = False
+    loading: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Pool:
+    """The adapters by name, and the bank. Its lock is never held while a graph runs or a file is
+    read.
+    """
+
+    def __init__(
+        self, bank: LiveBank, load: Callable[[Path], Loaded], limit: int | str | None = None
+    ):
+        self.bank, self.counts = bank, Counts()
+        self.most, self.most_bytes = parse_limit(limit)
+        self.known: dict[str, Known] = {}
+        self.resident: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
+        self._load, self._lock = load, threading.Lock()
+
+    def know(self, folder: Path, facts: Facts, *, pin: bool = False) -> None:
+        """Remember an adapter's folder; OptionError where its name is taken."""
+        with self._lock:
+            if facts.name in self.known:
+                raise OptionError(
+                    f"There is an adapter {facts.name!r} already, from "
+                    f"{self.known[facts.name].folder}: remove it first, or rename one of them with "
+                    f"`adaptx adapters rename`."
+                )
+            self.known[facts.name] = Known(folder, facts, pin)
+
+    def forget(self, name: str) -> None:
+        """Take an adapter out; its slot is free once no running answer uses it."""
+        with self._lock:
+            self._known(name)
+            del self.known[name]
+            if (resident := self.resident.pop(name, None)) is not None:
+                resident.removed = True
+                self._free(resident)
+
+    def _known(self, name: str) -> Known:
+        if name not in self.known:
+            raise OptionError(
+                f"There is no adapter {name!r}; there is {choices(self.known) or 'none'}."
+            )
+        return self.known[name]
+
+    @contextmanager
+    def lease(self, names: Sequence[str]) -> Iterator[dict[str, Resident]]:
+        """The adapters of a request, in the bank until the block ends."""
+        held: dict[str, Resident] = {}
+        try:
+            for name in dict.fromkeys(names):
+                held[name] = self._take(name)
+            yield held
+        finally:
+            with self._lock:
+                for resident in held.values():
+                    resident.leases -= 1
+                    self._free(resident)
+                self._shrink()
+
+    def _take(self, name: str) -> Resident:
+        with self._lock:
+            known = self._known(name)
+            if (found := self._touch(name)) is not None:
+                self.counts.hits += 1
+                return found
+            self.counts.misses += 1
+        with known.loading:  # one load, whoever else asks for it meanwhile
+            with self._lock:
+                if (found := self._touch(name)) is not None:
+                    return found
+            started = time.perf_counter()
+            return self._insert(name, known, self._load(known.folder), started, leases=1)
+
+    def put(self, name: str, loaded: Loaded) -> None:
+        """Write an adapter that was read already into a free slot, under its known name."""
+        with self._lock:
+            known = self._known(name)
+        self._insert(name, known, loaded, time.perf_counter())
+
+    def _touch(self, name: str) -> Resident | None:
+        """A resident with one lease more, now the last used."""
+        if (found := self.resident.get(name)) is not None:
+            found.leases += 1
+            self.resident.move_to_end(name)
+        return found
+
+    def _insert(
+        self, name: str, known: Known, loaded: Loaded, started: float, leases: int = 0
+    ) -> Resident:
+        place = None
+        if loaded.sites:
+            with self._lock:
+                place = self.bank.take(loaded.rank)
+            try:
+                self.bank.write(place, loaded.sites, loaded.facts.scales)
+            except BaseException:
+                with self._lock:
+                    self.bank.give_back(place)
+                raise
+        made = Resident(loaded, place, place.chunk.slot_bytes if place else 0, leases)
+        seconds = time.perf_counter() - started
+        with self._lock:
+            if self.known.get(name) is not known:  # removed while it was read
+                made.removed = True
+                self._free(made)
+                self._known(name)
+            self.resident[name] = made
+            self.counts.loads += 1
+            self.counts.load_seconds += seconds
+            self.counts.slowest_load = max(self.counts.slowest_load, seconds)
+            self._shrink()
+        return made
+
+    def _shrink(self) -> None:
+        """Over the limit, let go of the least recently used that nobody uses or pinned."""
+        for name in list(self.resident):
+            count, size = len(self.resident), sum(r.bytes for r in self.resident.values())
+            over = self.most is not None and count > self.most
+            if not over and not (self.most_bytes is not None and size > self.most_bytes):
+                return
+            resident = self.resident[name]
+            if not resident.leases and not self.known[name].pinned:
+                del self.resident[name]
+                resident.removed = True
+                self._free(resident)
+                self.counts.evictions += 1
+
+    def _free(self, resident: Resident) -> None:
+        if resident.removed and resident.leases <= 0 and resident.place is not None:
+            self.bank.give_back(resident.place)
+            resident.place = None

@@ -1,0 +1,398 @@
+"""Opening a bundle and answering from it: `Runtime.open(...)`, `predict`, `embed`, `add`, `remove`.
+
+    rt = Runtime.open("build/bundle")
+    rt.predict(["Nimefurahi sana", "Inu mi dun"], adapter=["sw-topics", "yo-topics"])
+
+Every method may be called from any thread at any time. H hidden width.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from adaptx import storage
+from adaptx.adapters.folder import read_facts
+from adaptx.data.encode import TextEncoder, check_texts
+from adaptx.errors import FolderError, OptionError, choices
+from adaptx.runtime.answers import AdapterInfo, Answer
+from adaptx.runtime.bank import LiveBank, Place
+from adaptx.runtime.layout import (
+    ADAPTERS,
+    CHECK,
+    TOKENIZER,
+    WEIGHTS,
+    BundleFacts,
+    check_files,
+    read_bundle,
+)
+from adaptx.runtime.loading import load
+from adaptx.runtime.pool import Counts, Pool, Resident
+from adaptx.runtime.saturation import Check
+from adaptx.runtime.sessions import MicroBatch, Sessions, cores
+
+SLOTS = 32  # of a chunk of the bank
+TOO_LONG = ("truncate", "refuse")
+
+
+class Runtime:
+    """An open bundle."""
+
+    def __init__(
+        self,
+        folder: Path,
+        facts: BundleFacts,
+        text: TextEncoder,
+        sessions: Sessions,
+        pool: Pool,
+    ):
+        self.folder, self.facts, self.text = folder, facts, text
+        self._sessions, self._pool = sessions, pool
+        self._check = Check(folder, facts) if (folder / CHECK).is_file() else None
+        self._checking = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        threads: int | None = None,
+        arena: bool = True,
+        slots: int = SLOTS,
+        library: str | Path | None = None,
+        max_resident: int | str | None = None,
+        pin: Sequence[str] = (),
+    ) -> Runtime:
+        """Open a bundle, every file checked against its sha256.
+
+        threads       how many to use; None: every core that this process may use
+        arena         keep onnxruntime's memory between runs: faster, and more of it
+        slots         adapters for which the bank takes memory at a time
+        library       a folder of adapters' folders, known beside the bundle's own and read when
+                      they are first asked for
+        max_resident  how many adapters (100), or how much of them ("512MB"), stay in the bank; the
+                      least recently used go first. None: all that are asked for
+        pin           names that always stay
+
+        Raises FolderError for a bundle that is damaged or isn't one.
+        """
+        for name, value in (("threads", threads), ("slots", slots)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
+        folder = Path(folder)
+        facts, listed = read_bundle(folder)
+        sessions = Sessions(folder, threads or cores(), arena)
+        check_files(folder, listed, but=(WEIGHTS,))
+        # onnxruntime and sha256 let other threads run meanwhile; reading a tokenizer takes longest.
+        with ThreadPoolExecutor(2) as beside:
+            whole = beside.submit(storage.check_file, folder, WEIGHTS, listed)
+            opened = beside.submit(sessions.session, sessions.threads)
+            text = _text_encoder(folder, facts)
+            whole.result()
+            opened.result()
+        bank = LiveBank(facts.banks, facts.bank_dtype, slots)
+        pool = Pool(bank, lambda path: load(path, facts), max_resident)
+        made = cls(folder, facts, text, sessions, pool)
+        own = [folder / ADAPTERS / name for name in facts.adapters]
+        others = (
+            sorted(p.parent for p in Path(library).glob(f"*/{storage.MANIFEST}")) if library else []
+        )
+        for path in (*own, *sorted(manifest.parent for manifest in others)):
+            about, _ = read_facts(path)
+            pool.know(path, about, pin=about.name in pin)
+        if unknown := sorted(set(pin) - pool.known.keys()):
+            raise OptionError(f"pin names {choices(unknown)}; there is {choices(pool.known)}.")
+        first = [
+            n for n, k in pool.known.items() if k.pinned or (k.folder in own and not max_resident)
+        ]
+        with pool.lease(first):
+            pass
+        pool.counts = Counts()
+        return made
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self._sessions.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"Runtime({str(self.folder)!r}, {self.facts.quantization}, {len(self._pool.known)} "
+            f"adapters, {self._sessions.threads} threads)"
+        )
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        adapter: str | Sequence[str | None] | None = None,
+        *,
+        language: str | Sequence[str | None] | None = None,
+        max_length: int | None = None,
+        too_long: str = "truncate",
+    ) -> list[Answer]:
+        """An answer to each text, in order.
+
+        `adapter` names one for all texts, or one (or None) for each; `language` takes the adapter
+        of that language instead. A text beyond the limit of its adapter, or of `max_length` tokens,
+        loses its end and its answer says how much, or is refused with `too_long="refuse"`.
+        Raises OptionError for a name that there isn't, and for what is no text.
+        """
+        if isinstance(texts, str):
+            raise OptionError("texts must be a list of texts, not one text.")
+        if too_long not in TOO_LONG:
+            raise OptionError(f"too_long={too_long!r} is none of {choices(TOO_LONG)}.")
+        check_texts(texts)
+        names = self._names(len(texts), adapter, language)
+        with self._pool.lease([name for name in names if name is not None]) as held:
+            rows = [held[name] if name is not None else None for name in names]
+            ids, cut = self._encode(texts, rows, max_length)
+            if too_long == "refuse" and any(cut):
+                place = next(i for i, tokens in enumerate(cut) if tokens)
+                raise OptionError(
+                    f"Text {place + 1} is {cut[place]} tokens longer than the "
+                    f"{len(ids[place])} that are read: shorten it, or let it be cut "
+                    f"(too_long='truncate')."
+                )
+            pooled = self._pooled(ids, rows)
+            return [
+                _answer(name, row, vector, tokens)
+                for name, row, vector, tokens in zip(names, rows, pooled, cut, strict=True)
+            ]
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        adapter: str | Sequence[str | None] | None = None,
+        *,
+        max_length: int | None = None,
+    ) -> np.ndarray:
+        """The pooled state of each text, fp32 `[texts, H]`; heads are left out."""
+        if isinstance(texts, str):
+            raise OptionError("texts must be a list of texts, not one text.")
+        check_texts(texts)
+        names = self._names(len(texts), adapter, None)
+        with self._pool.lease([name for name in names if name is not None]) as held:
+            rows = [held[name] if name is not None else None for name in names]
+            ids, _ = self._encode(texts, rows, max_length)
+            pooled = self._pooled(ids, rows)
+        return np.stack(pooled) if pooled else np.zeros((0, self.facts.hidden_size), np.float32)
+
+    def pooled(self, ids: Sequence[Sequence[int]], adapter: str | None = None) -> np.ndarray:
+        """The pooled state of each row of token ids, fp32 `[rows, H]`."""
+        with self._pool.lease([adapter] if adapter else []) as held:
+            row = held[adapter] if adapter else None
+            return np.stack(self._pooled(ids, [row] * len(ids)))
+
+    def has_head(self, name: str) -> bool:
+        """Whether an adapter answers with labels."""
+        with self._pool.lease([name]) as held:
+            return held[name].loaded.head is not None
+
+    def logits(self, pooled: np.ndarray, adapter: str) -> np.ndarray:
+        """An adapter's head on pooled states: fp32 `[rows, H]` -> `[rows, L]`."""
+        with self._pool.lease([adapter]) as held:
+            head = held[adapter].loaded.head
+            if head is None:
+                raise OptionError(f"Adapter {adapter!r} has no head.")
+            return head(pooled)
+
+    def add(self, folder: str | Path, *, pin: bool = False, check: bool = True) -> AdapterInfo:
+        """Put an adapter into the bank while others answer; what is known of it then.
+
+        `check` measures on the probe texts how much of it int8 cuts off, and warns of too much.
+        Raises FolderError or FingerprintError, and changes nothing, for a folder that doesn't fit.
+        """
+        folder = Path(folder)
+        loaded = load(folder, self.facts)  # refused before its name is known to anyone
+        name = loaded.facts.name
+        self._pool.know(folder, loaded.facts, pin=pin)
+        try:
+            self._pool.put(name, loaded)
+        except BaseException:
+            self._pool.forget(name)
+            raise
+        if check:
+            self.check(name)
+        return self._info(name)
+
+    def check(self, name: str, *, warn: bool = True) -> float | None:
+        """The saturation of an adapter (see AdapterInfo), with a warning where it is too large."""
+        if self._check is None:
+            return None
+        with self._pool.lease([name]) as held:
+            with self._checking:
+                found = self._check.measure(held[name].place or Place(self._pool.bank.nothing, 0))
+            held[name].saturation = found
+        if warn and found > self._check.bound:
+            warnings.warn(
+                f"Adapter {name!r} drives {found:.1%} of the values at a site beyond the range of "
+                f"int8 that this bundle was calibrated for: its answers may differ from fp32. "
+                f"Export the bundle again with it among the adapters.",
+                stacklevel=3,
+            )
+        return found
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out; answers under way that use it are given still."""
+        self._pool.forget(name)
+
+    def adapters(self) -> list[AdapterInfo]:
+        """What can be asked for, by name."""
+        return [self._info(name) for name in sorted(self._pool.known)]
+
+    def counts(self) -> dict[str, float]:
+        """How often an adapter was in the bank when it was asked for, and what loading took."""
+        resident = list(self._pool.resident.values())
+        return {
+            **asdict(self._pool.counts),
+            "resident": len(resident),
+            "resident_bytes": sum(r.bytes for r in resident),
+            "known": len(self._pool.known),
+        }
+
+    def _info(self, name: str) -> AdapterInfo:
+        known, resident = self._pool.known[name], self._pool.resident.get(name)
+        task = known.facts.task or {}
+        return AdapterInfo(
+            name=name,
+            language=known.facts.language,
+            task=task.get("kind"),
+            labels=tuple(task.get("labels", ())),
+            rank=resident.loaded.rank if resident else None,
+            resident=resident is not None,
+            pinned=known.pinned,
+            saturation=resident.saturation if resident else None,
+        )
+
+    def _names(
+        self,
+        rows: int,
+        adapter: str | Sequence[str | None] | None,
+        language: str | Sequence[str | None] | None,
+    ) -> list[str | None]:
+        if adapter is not None and language is not None:
+            raise OptionError("Give adapter or language, not both.")
+        asked = adapter if language is None else language
+        each = [asked] * rows if asked is None or isinstance(asked, str) else list(asked)
+        if len(each) != rows:
+            raise OptionError(
+                f"{len(each)} adapters or languages for {rows} texts: give one for all, or one (or "
+                f"None) for each."
+            )
+        if language is None:
+            return each
+        return [None if one is None else self._of_language(one) for one in each]
+
+    def _of_language(self, language: str) -> str:
+        known = list(self._pool.known.items())
+        found = [name for name, one in known if one.facts.language == language]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise OptionError(
+                f"Language {language!r} has {len(found)} adapters, {choices(found)}: name one."
+            )
+        there = sorted({k.facts.language for _, k in known if k.facts.language})
+        raise OptionError(
+            f"There is no adapter for the language {language!r}; there is "
+            f"{choices(there) or 'none'}."
+        )
+
+    def _encode(
+        self, texts: Sequence[str], rows: Sequence[Resident | None], max_length: int | None
+    ) -> tuple[list[list[int]], list[int]]:
+        """Token ids, and how many tokens were cut off, each row by its own adapter's rules."""
+        groups: dict[int | None, list[int]] = {}
+        for i, row in enumerate(rows):
+            own = row.loaded.facts.max_length if row else None
+            limits = [limit for limit in (own, max_length) if limit is not None]
+            groups.setdefault(min(limits) if limits else None, []).append(i)
+        ids: list[list[int]] = [[]] * len(texts)
+        cut = [0] * len(texts)
+        for limit, places in groups.items():
+            prefixed = [
+                (row.loaded.facts.prefix if (row := rows[i]) else self.facts.prefix) + texts[i]
+                for i in places
+            ]
+            found, lost = self.text.cut(prefixed, limit)
+            for i, tokens, count in zip(places, found, lost, strict=True):
+                ids[i], cut[i] = tokens, count
+        return ids, cut
+
+    def _pooled(
+        self, ids: Sequence[Sequence[int]], rows: Sequence[Resident | None]
+    ) -> list[np.ndarray]:
+        """One vector of each row's token states, fp32 `[H]`."""
+        nothing = self._pool.bank.nothing
+        places = [row.place if row else None for row in rows]
+        fallback = next((place.chunk for place in places if place), nothing)
+        groups: dict[int, list[int]] = {}
+        chunks = {}
+        for i, place in enumerate(places):  # a row without an adapter joins any chunk
+            chunk = place.chunk if place else fallback
+            chunks[id(chunk)] = chunk
+            groups.setdefault(id(chunk), []).append(i)
+        batches, members = [], []
+        for key, group in groups.items():
+            order = sorted(group, key=lambda i: -len(ids[i]))
+            start = 0
+            while start < len(order):
+                size = self._sessions.rows_at_once(len(ids), len(ids[order[start]]))
+                taken = order[start : start + size]
+                start += size
+                batch = self.text.batch(ids, taken)
+                slots = [place.slot if (place := places[i]) else 0 for i in taken]
+                cls = any((row := rows[i]) and row.loaded.pooling == "cls" for i in taken)
+                batches.append(
+                    MicroBatch(
+                        batch.input_ids,
+                        batch.attention_mask,
+                        np.array(slots, np.int64),
+                        chunks[key],
+                        cls,
+                    )
+                )
+                members.append(taken)
+        found = [np.empty(0, np.float32)] * len(ids)
+        for taken, (mean, hidden) in zip(members, self._sessions.run(batches), strict=True):
+            for place_in_batch, i in enumerate(taken):
+                row = rows[i]
+                first = row is not None and row.loaded.pooling == "cls"
+                states = hidden[:, 0] if first and hidden is not None else mean
+                found[i] = states[place_in_batch]
+        return found
+
+
+def _answer(name: str | None, row: Resident | None, vector: np.ndarray, cut: int) -> Answer:
+    if row is None or row.loaded.head is None or row.loaded.task is None:
+        return Answer(name, None, vector, cut)
+    (prediction,) = row.loaded.task.decode(row.loaded.head(vector[None]))
+    return Answer(name, prediction, None, cut)
+
+
+def _text_encoder(folder: Path, facts: BundleFacts) -> TextEncoder:
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise FolderError(f"{path} can't be read as a tokenizer: {error}") from error
+    return TextEncoder(tokenizer, pad_id=facts.pad_id, max_length=facts.max_length)
