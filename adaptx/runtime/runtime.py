@@ -43,7 +43,13 @@ TOO_LONG = ("truncate", "refuse")
 
 
 class Runtime:
-    """An open bundle."""
+    """An open bundle.
+
+    folder  where it lies
+    facts   what its bundle.json says
+    text    the TextEncoder: texts -> token ids
+    pool    the adapters, in the bank and on disk
+    """
 
     def __init__(
         self,
@@ -54,7 +60,7 @@ class Runtime:
         pool: Pool,
     ):
         self.folder, self.facts, self.text = folder, facts, text
-        self._sessions, self._pool = sessions, pool
+        self._sessions, self.pool = sessions, pool
         self._check = Check(folder, facts) if (folder / CHECK).is_file() else None
         self._checking = threading.Lock()
 
@@ -134,7 +140,7 @@ class Runtime:
 
     def __repr__(self) -> str:
         return (
-            f"Runtime({str(self.folder)!r}, {self.facts.quantization}, {len(self._pool.known)} "
+            f"Runtime({str(self.folder)!r}, {self.facts.quantization}, {len(self.pool.known)} "
             f"adapters, {self._sessions.threads} threads)"
         )
 
@@ -160,7 +166,7 @@ class Runtime:
             raise OptionError(f"too_long={too_long!r} is none of {choices(TOO_LONG)}.")
         check_texts(texts)
         names = self._names(len(texts), adapter, language)
-        with self._pool.lease([name for name in names if name is not None]) as held:
+        with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
             ids, cut = self._encode(texts, rows, max_length)
             if too_long == "refuse" and any(cut):
@@ -170,7 +176,7 @@ class Runtime:
                     f"{len(ids[place])} that are read: shorten it, or let it be cut "
                     f"(too_long='truncate')."
                 )
-            pooled = self._pooled(ids, rows)
+            pooled = self.pooled(ids, rows)
             return [
                 _answer(name, row, vector, tokens)
                 for name, row, vector, tokens in zip(names, rows, pooled, cut, strict=True)
@@ -188,26 +194,29 @@ class Runtime:
             raise OptionError("texts must be a list of texts, not one text.")
         check_texts(texts)
         names = self._names(len(texts), adapter, None)
-        with self._pool.lease([name for name in names if name is not None]) as held:
+        with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
             ids, _ = self._encode(texts, rows, max_length)
-            pooled = self._pooled(ids, rows)
+            pooled = self.pooled(ids, rows)
         return np.stack(pooled) if pooled else np.zeros((0, self.facts.hidden_size), np.float32)
 
-    def pooled(self, ids: Sequence[Sequence[int]], adapter: str | None = None) -> np.ndarray:
-        """The pooled state of each row of token ids, fp32 `[rows, H]`."""
-        with self._pool.lease([adapter] if adapter else []) as held:
-            row = held[adapter] if adapter else None
-            return np.stack(self._pooled(ids, [row] * len(ids)))
+    def pooled(
+        self, ids: Sequence[Sequence[int]], adapter: str | Sequence[str | None] | None = None
+    ) -> np.ndarray:
+        """The pooled state of each row of token ids, fp32 `[rows, H]`; one adapter or one each."""
+        names = self._names(len(ids), adapter, None)
+        with self.pool.lease([name for name in names if name is not None]) as held:
+            rows = [held[name] if name is not None else None for name in names]
+            return np.stack(self._pooled(ids, rows))
 
     def has_head(self, name: str) -> bool:
         """Whether an adapter answers with labels."""
-        with self._pool.lease([name]) as held:
+        with self.pool.lease([name]) as held:
             return held[name].loaded.head is not None
 
     def logits(self, pooled: np.ndarray, adapter: str) -> np.ndarray:
         """An adapter's head on pooled states: fp32 `[rows, H]` -> `[rows, L]`."""
-        with self._pool.lease([adapter]) as held:
+        with self.pool.lease([adapter]) as held:
             head = held[adapter].loaded.head
             if head is None:
                 raise OptionError(f"Adapter {adapter!r} has no head.")
@@ -222,11 +231,11 @@ class Runtime:
         folder = Path(folder)
         loaded = load(folder, self.facts)  # refused before its name is known to anyone
         name = loaded.facts.name
-        self._pool.know(folder, loaded.facts, pin=pin)
+        self.pool.know(folder, loaded.facts, pin=pin)
         try:
-            self._pool.put(name, loaded)
+            self.pool.put(name, loaded)
         except BaseException:
-            self._pool.forget(name)
+            self.pool.forget(name)
             raise
         if check:
             self.check(name)
@@ -236,9 +245,9 @@ class Runtime:
         """The saturation of an adapter (see AdapterInfo), with a warning where it is too large."""
         if self._check is None:
             return None
-        with self._pool.lease([name]) as held:
+        with self.pool.lease([name]) as held:
             with self._checking:
-                found = self._check.measure(held[name].place or Place(self._pool.bank.nothing, 0))
+                found = self._check.measure(held[name].place or Place(self.pool.bank.nothing, 0))
             held[name].saturation = found
         if warn and found > self._check.bound:
             warnings.warn(
@@ -251,24 +260,24 @@ class Runtime:
 
     def remove(self, name: str) -> None:
         """Take an adapter out; answers under way that use it are given still."""
-        self._pool.forget(name)
+        self.pool.forget(name)
 
     def adapters(self) -> list[AdapterInfo]:
         """What can be asked for, by name."""
-        return [self._info(name) for name in sorted(self._pool.known)]
+        return [self._info(name) for name in sorted(self.pool.known)]
 
     def counts(self) -> dict[str, float]:
         """How often an adapter was in the bank when it was asked for, and what loading took."""
-        resident = list(self._pool.resident.values())
+        resident = list(self.pool.resident.values())
         return {
-            **asdict(self._pool.counts),
+            **asdict(self.pool.counts),
             "resident": len(resident),
             "resident_bytes": sum(r.bytes for r in resident),
-            "known": len(self._pool.known),
+            "known": len(self.pool.known),
         }
 
     def _info(self, name: str) -> AdapterInfo:
-        known, resident = self._pool.known[name], self._pool.resident.get(name)
+        known, resident = self.pool.known[name], self.pool.resident.get(name)
         task = known.facts.task or {}
         return AdapterInfo(
             name=name,
@@ -301,7 +310,7 @@ class Runtime:
         return [None if one is None else self._of_language(one) for one in each]
 
     def _of_language(self, language: str) -> str:
-        known = list(self._pool.known.items())
+        known = list(self.pool.known.items())
         found = [name for name, one in known if one.facts.language == language]
         if len(found) == 1:
             return found[0]
@@ -340,7 +349,7 @@ class Runtime:
         self, ids: Sequence[Sequence[int]], rows: Sequence[Resident | None]
     ) -> list[np.ndarray]:
         """One vector of each row's token states, fp32 `[H]`."""
-        nothing = self._pool.bank.nothing
+        nothing = self.pool.bank.nothing
         places = [row.place if row else None for row in rows]
         fallback = next((place.chunk for place in places if place), nothing)
         groups: dict[int, list[int]] = {}
