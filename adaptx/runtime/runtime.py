@@ -176,7 +176,7 @@ class Runtime:
                     f"{len(ids[place])} that are read: shorten it, or let it be cut "
                     f"(too_long='truncate')."
                 )
-            pooled = self.pooled(ids, rows)
+            pooled = self._pooled(ids, rows)
             return [
                 _answer(name, row, vector, tokens)
                 for name, row, vector, tokens in zip(names, rows, pooled, cut, strict=True)
@@ -197,7 +197,7 @@ class Runtime:
         with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
             ids, _ = self._encode(texts, rows, max_length)
-            pooled = self.pooled(ids, rows)
+            pooled = self._pooled(ids, rows)
         return np.stack(pooled) if pooled else np.zeros((0, self.facts.hidden_size), np.float32)
 
     def pooled(
