@@ -9,6 +9,7 @@ import typer
 from adaptx import __version__
 from adaptx.cli import (
     adapters,
+    bench,
     data,
     doctor,
     encoders,
@@ -18,6 +19,7 @@ from adaptx.cli import (
     push,
     runs,
     train,
+    verify,
 )
 from adaptx.cli.run import run
 
@@ -37,6 +39,8 @@ app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("eval", epilog=eval.EXAMPLES)(eval.evaluate)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.add_typer(data.app, name="data")
 app.add_typer(adapters.app, name="adapters", epilog=adapters.EXAMPLES)
 app.command("push", epilog=push.EXAMPLES)(push.push)
