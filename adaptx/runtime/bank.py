@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from adaptx.errors import FolderError, choices
 from adaptx.runtime.layout import BankSpec
 from adaptx.runtime.rows import bank_rows
 
@@ -59,26 +60,44 @@ class LiveBank:
         self.chunks: list[Chunk] = []
         self.nothing = Chunk(specs, dtype, LEAST_RANK, 0)  # for rows without an adapter
 
+    def rows(
+        self,
+        sites: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        scales: Mapping[str, float],
+        rank: int,
+    ) -> dict[str, np.ndarray]:
+        """What a slot holds of an adapter (see bank_rows); FolderError where it doesn't fit."""
+        found = bank_rows(self.specs, sites, scales, _width(rank))
+        with np.errstate(over="ignore"):
+            found = {name: rows.astype(self.dtype) for name, rows in found.items()}
+        for spec in self.specs:
+            if not np.isfinite(found[spec.name]).all():
+                raise FolderError(
+                    f"The adapter has values at {choices(spec.sites)} that are beyond "
+                    f"{self.dtype}, which the bank is of: export the bundle again with --bank "
+                    f"fp32, or train the adapter with a smaller learning rate."
+                )
+        return found
+
     def take(self, rank: int) -> Place:
         """A free slot for an adapter of a rank, in a new chunk where there is none."""
-        width = max(LEAST_RANK, 1 << (rank - 1).bit_length())
+        width = _width(rank)
         for chunk in self.chunks:
             if chunk.rank == width and chunk.free:
                 return Place(chunk, chunk.free.pop())
         self.chunks.append(Chunk(self.specs, self.dtype, width, self.slots))
         return Place(self.chunks[-1], self.chunks[-1].free.pop())
 
-    def write(
-        self,
-        place: Place,
-        sites: Mapping[str, tuple[np.ndarray, np.ndarray]],
-        scales: Mapping[str, float],
-    ) -> None:
-        """Fill a slot that was taken: at each site A `[R, I]`, B `[O, R]`, and the scale."""
-        rows = bank_rows(self.specs, sites, scales, place.chunk.rank)
+    def write(self, place: Place, rows: Mapping[str, np.ndarray]) -> None:
+        """Fill a slot that was taken."""
         for name, array in rows.items():
             place.chunk.arrays[name][place.slot] = array
 
     def give_back(self, place: Place) -> None:
         """Free a slot that no run reads any more."""
         place.chunk.free.append(place.slot)
+
+
+def _width(rank: int) -> int:
+    """The rank of the chunks that adapters of a rank go into."""
+    return max(LEAST_RANK, 1 << (rank - 1).bit_length())

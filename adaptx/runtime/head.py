@@ -13,6 +13,13 @@ from adaptx.errors import FolderError, choices
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
+def is_factor(value: object) -> bool:
+    """Whether a value from a manifest is a number to reckon with."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)
+
+
 def _gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.asarray(_erf(x / math.sqrt(2)), x.dtype))
 
@@ -31,9 +38,11 @@ class Head:
     """
 
     def __init__(self, tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]):
-        self.tensors, self.eps = dict(tensors), options.get("norm_eps")
+        self.tensors, self.eps = dict(tensors), options.get("norm_eps") or None
+        if self.eps is not None and not is_factor(self.eps):
+            raise FolderError(f"A head's norm_eps can't be {self.eps!r}.")
         activation = options.get("activation")
-        if activation is not None and activation not in ACTIVATIONS:
+        if activation is not None and activation not in list(ACTIVATIONS):
             raise FolderError(
                 f"A head with the activation {activation!r} is none of {choices(ACTIVATIONS)}."
             )

@@ -1,6 +1,6 @@
 """A bundle's folder, described once. N slots, R rank, I and O a site's widths.
 
-    bundle.json                 `BundleFacts`, and the sha256 of every file
+    bundle.json                 `BundleFacts`, their own sha256, and that of every file
     model.onnx, model.onnx.data the graph (see adaptx.onnx.build) and its weights
     check.onnx                  the same graph, which also says how much saturates; int8 only
     tokenizer.json
@@ -15,13 +15,16 @@ A bank is a graph input `[N, R of each site, width]`, the sites' parts behind ea
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adaptx import storage
-from adaptx.errors import FolderError
+from adaptx.adapters.folder import check_name
+from adaptx.errors import FolderError, OptionError
 
 MODEL, CHECK, TOKENIZER, PROBE = "model.onnx", "check.onnx", "tokenizer.json", "probe.safetensors"
 WEIGHTS = MODEL + ".data"
@@ -29,6 +32,7 @@ ADAPTERS = "adapters"
 INPUT_IDS, MASK, IDS = "input_ids", "attention_mask", "adapter_ids"
 HIDDEN, MEAN, SATURATION = "hidden", "mean", "saturation"
 DTYPES = ("float32", "float16")
+QUANTIZATIONS = ("int8", "fp32")
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,13 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 def write_bundle(folder: Path, facts: BundleFacts) -> None:
     """Write bundle.json, last of all: the sha256 of every file stands in it."""
-    storage.write_manifest(folder, "bundle", asdict(facts))
+    written = asdict(facts)
+    storage.write_manifest(folder, "bundle", {**written, "sha256": _digest(written)})
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    """The sha256 of facts, however they are indented."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def read_bundle(folder: Path) -> tuple[BundleFacts, dict[str, Any]]:
@@ -104,19 +114,26 @@ def read_bundle(folder: Path) -> tuple[BundleFacts, dict[str, Any]]:
         raise FolderError(f"There is no bundle {folder}: make one with `adaptx export`.")
     manifest = storage.read_manifest(folder, "bundle")
     path = folder / storage.BUNDLE
+    own = {"schema", "kind", "files", "sha256"}
+    if _digest({k: v for k, v in manifest.items() if k not in own}) != manifest.get("sha256"):
+        raise FolderError(
+            f"{path} was changed or damaged since it was written: restore the bundle from where it "
+            f"came, or export it again."
+        )
     for name, kinds in _KINDS.items():
         value = manifest.get(name)
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise FolderError(f"{path}: {name} can't be {value!r}.")
-    if manifest["bank_dtype"] not in DTYPES:
-        raise FolderError(f"{path}: bank_dtype can't be {manifest['bank_dtype']!r}.")
+    for name, allowed in (("bank_dtype", DTYPES), ("quantization", QUANTIZATIONS)):
+        if manifest[name] not in allowed:
+            raise FolderError(f"{path}: {name} can't be {manifest[name]!r}.")
     try:
         banks = tuple(
             BankSpec(str(b["name"]), str(b["part"]), tuple(map(str, b["sites"])), int(b["width"]))
             for b in manifest["banks"]
         )
-        adapters = tuple(map(str, manifest["adapters"]))
-    except (KeyError, TypeError, ValueError) as error:
+        adapters = tuple(map(check_name, manifest["adapters"]))  # each is a folder's name too
+    except (KeyError, TypeError, ValueError, OptionError) as error:
         raise FolderError(f"{path} isn't whole: {error!r}.") from None
     known = {name: manifest[name] for name in _KINDS}
     return BundleFacts(**known, banks=banks, adapters=adapters), manifest
@@ -130,7 +147,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], *, but: tuple[str, ..
     listed = {*manifest["files"], storage.BUNDLE}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name not in listed:
+        if (path.is_symlink() or not path.is_dir()) and name not in listed:
             raise FolderError(
                 f"{folder} has a file that {storage.BUNDLE} doesn't list, {name}: take it out, or "
                 f"export the bundle again."

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from adaptx import storage
 from adaptx.adapters import folder as layout
-from adaptx.errors import FingerprintError, FolderError
-from adaptx.runtime.head import Head
+from adaptx.errors import FingerprintError, FolderError, choices
+from adaptx.runtime.head import Head, is_factor
 from adaptx.runtime.layout import BundleFacts
 from adaptx.tasks import Classification, task_from_json
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An adapter as a bank takes it: at each site A fp32 `[R, I]`, B fp32 `[O, R]` and a scale."""
+    """An adapter as a bank takes it.
+
+    rank   the largest of its sites; 0 for a probe
+    sites  at each one A fp32 `[R, I]`, B fp32 `[O, R]`; empty once they are in the bank
+    """
 
     facts: layout.Facts
     task: Classification | None
     head: Head | None
-    sites: Mapping[str, tuple[np.ndarray, np.ndarray]]
-
-    @property
-    def rank(self) -> int:
-        """The largest rank of its sites; 0 for a probe."""
-        return max((a.shape[0] for a, _ in self.sites.values()), default=0)
+    rank: int = 0
+    sites: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @property
     def pooling(self) -> str:
@@ -61,17 +61,25 @@ def load(folder: str | Path, bundle: BundleFacts) -> Loaded:
             f"Adapter {facts.name!r} is of the method {facts.method!r}, which a bank can't hold: "
             f"serve it merged, with `adaptx export {folder} --merged`."
         )
-    for name in manifest["files"]:
-        if Path(name).name == name:  # what stands deeper is none of the adapter's
+    for name in manifest["files"]:  # what stands deeper is none of the adapter's
+        if Path(name).name == name and name != layout.WEIGHTS:
             storage.check_file(folder, name, manifest)
     sites = {}
     if facts.way == "bank":
-        sites = layout.site_tensors(folder / layout.WEIGHTS, list(facts.scales))
+        if wrong := [site for site, scale in facts.scales.items() if not is_factor(scale)]:
+            raise FolderError(
+                f"{folder / storage.MANIFEST}: the scale at {choices(wrong)} can't be "
+                f"{facts.scales[wrong[0]]!r}: restore the folder from where it came."
+            )
+        path = storage.check_file(folder, layout.WEIGHTS, manifest)
+        sites = layout.site_tensors(path, list(facts.scales))
     task = task_from_json(facts.task) if facts.task else None
     head = None
     if task is not None:
         if layout.HEAD not in manifest["files"]:
             raise FolderError(f"Adapter {facts.name!r} has a task, but no {layout.HEAD}.")
+        if not task.outputs:
+            raise FolderError(f"Adapter {facts.name!r} has a task without labels.")
         tensors = layout.head_tensors(folder / layout.HEAD, task.outputs, facts.head)
         head = Head(tensors, facts.head)
         if head.width != bundle.hidden_size:
@@ -79,4 +87,5 @@ def load(folder: str | Path, bundle: BundleFacts) -> Loaded:
                 f"Adapter {facts.name!r} has a head for {head.width} inputs, and the encoder is "
                 f"{bundle.hidden_size} wide."
             )
-    return Loaded(facts, task, head, sites)
+    rank = max((a.shape[0] for a, _ in sites.values()), default=0)
+    return Loaded(facts, task, head, rank, sites)

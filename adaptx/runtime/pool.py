@@ -12,11 +12,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from adaptx.adapters.folder import Facts
-from adaptx.errors import OptionError, choices
+from adaptx.errors import FolderError, OptionError, choices
 from adaptx.runtime.bank import LiveBank, Place
 from adaptx.runtime.loading import Loaded
 
@@ -88,14 +90,24 @@ class Pool:
 
     def know(self, folder: Path, facts: Facts, *, pin: bool = False) -> None:
         """Remember an adapter's folder; OptionError where its name is taken."""
+        self._know(Known(folder, facts, pin))
+
+    def _know(self, known: Known) -> None:
         with self._lock:
-            if facts.name in self.known:
+            if (there := self.known.get(name := known.facts.name)) is not None:
                 raise OptionError(
-                    f"There is an adapter {facts.name!r} already, from "
-                    f"{self.known[facts.name].folder}: remove it first, or rename one of them with "
-                    f"`adaptx adapters rename`."
+                    f"There is an adapter {name!r} already, from {there.folder}: remove it first, "
+                    f"or rename one of them with `adaptx adapters rename`."
                 )
-            self.known[facts.name] = Known(folder, facts, pin)
+            self.known[name] = known
+
+    def add(self, folder: Path, loaded: Loaded, *, pin: bool = False) -> None:
+        """`know`, and write the adapter, which was read already, into a free slot."""
+        started = time.perf_counter()
+        rows, known = self._rows(loaded), Known(folder, loaded.facts, pin)
+        with known.loading:  # who asks for it from now on waits
+            self._know(known)
+            self._insert(known, loaded, rows, started)
 
     def forget(self, name: str) -> None:
         """Take an adapter out; its slot is free once no running answer uses it."""
@@ -112,6 +124,16 @@ class Pool:
                 f"There is no adapter {name!r}; there is {choices(self.known) or 'none'}."
             )
         return self.known[name]
+
+    def about(self, name: str) -> tuple[Known, Resident | None]:
+        """What is known of an adapter, and what is in the bank; OptionError for no such name."""
+        with self._lock:
+            return self._known(name), self.resident.get(name)
+
+    def all(self) -> dict[str, tuple[Known, Resident | None]]:
+        """`about` each of them, at one moment."""
+        with self._lock:
+            return {name: (known, self.resident.get(name)) for name, known in self.known.items()}
 
     @contextmanager
     def lease(self, names: Sequence[str]) -> Iterator[dict[str, Resident]]:
@@ -140,13 +162,20 @@ class Pool:
                 if (found := self._touch(name)) is not None:
                     return found
             started = time.perf_counter()
-            return self._insert(name, known, self._load(known.folder), started, leases=1)
+            loaded = self._load(known.folder)
+            if loaded.facts.name != name:
+                raise FolderError(
+                    f"{known.folder} held the adapter {name!r} and holds "
+                    f"{loaded.facts.name!r} now: remove {name!r}, and add the folder again."
+                )
+            made = self._insert(known, loaded, self._rows(loaded), started, leases=1)
+        return made or self._take(name)  # removed while it was read, and perhaps another added
 
-    def put(self, name: str, loaded: Loaded) -> None:
-        """Write an adapter that was read already into a free slot, under its known name."""
-        with self._lock:
-            known = self._known(name)
-        self._insert(name, known, loaded, time.perf_counter())
+    def _rows(self, loaded: Loaded) -> dict[str, np.ndarray] | None:
+        """What goes into the bank; None for a head alone."""
+        return (
+            self.bank.rows(loaded.sites, loaded.facts.scales, loaded.rank) if loaded.sites else None
+        )
 
     def _touch(self, name: str) -> Resident | None:
         """A resident with one lease more, now the last used."""
@@ -156,25 +185,27 @@ class Pool:
         return found
 
     def _insert(
-        self, name: str, known: Known, loaded: Loaded, started: float, leases: int = 0
-    ) -> Resident:
+        self,
+        known: Known,
+        loaded: Loaded,
+        rows: dict[str, np.ndarray] | None,
+        started: float,
+        leases: int = 0,
+    ) -> Resident | None:
+        """None where the adapter was removed meanwhile."""
         place = None
-        if loaded.sites:
+        if rows is not None:
             with self._lock:
                 place = self.bank.take(loaded.rank)
-            try:
-                self.bank.write(place, loaded.sites, loaded.facts.scales)
-            except BaseException:
-                with self._lock:
-                    self.bank.give_back(place)
-                raise
+            self.bank.write(place, rows)
+        loaded = replace(loaded, sites={})  # they are in the bank now
         made = Resident(loaded, place, place.chunk.slot_bytes if place else 0, leases)
-        seconds = time.perf_counter() - started
+        seconds, name = time.perf_counter() - started, known.facts.name
         with self._lock:
-            if self.known.get(name) is not known:  # removed while it was read
-                made.removed = True
+            if self.known.get(name) is not known:
+                made.removed, made.leases = True, 0
                 self._free(made)
-                self._known(name)
+                return None
             self.resident[name] = made
             self.counts.loads += 1
             self.counts.load_seconds += seconds

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from adaptx.runtime.layout import (
     read_bundle,
 )
 from adaptx.runtime.loading import load
-from adaptx.runtime.pool import Counts, Pool, Resident
+from adaptx.runtime.pool import Counts, Known, Pool, Resident
 from adaptx.runtime.saturation import Check
 from adaptx.runtime.sessions import MicroBatch, Sessions, cores
 
@@ -106,10 +107,10 @@ class Runtime:
         bank = LiveBank(facts.banks, facts.bank_dtype, slots)
         pool = Pool(bank, lambda path: load(path, facts), max_resident)
         made = cls(folder, facts, text, sessions, pool)
+        if library is not None and not Path(library).is_dir():
+            raise FolderError(f"There is no folder {library} of adapters.")
         own = [folder / ADAPTERS / name for name in facts.adapters]
-        others = (
-            sorted(p.parent for p in Path(library).glob(f"*/{storage.MANIFEST}")) if library else []
-        )
+        others = Path(library).glob(f"*/{storage.MANIFEST}") if library is not None else ()
         for path in (*own, *sorted(manifest.parent for manifest in others)):
             about, _ = read_facts(path)
             pool.know(path, about, pin=about.name in pin)
@@ -197,8 +198,11 @@ class Runtime:
         with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
             ids, _ = self._encode(texts, rows, max_length)
-            pooled = self._pooled(ids, rows)
-        return np.stack(pooled) if pooled else np.zeros((0, self.facts.hidden_size), np.float32)
+            return self._stacked(self._pooled(ids, rows))
+
+    def _stacked(self, vectors: list[np.ndarray]) -> np.ndarray:
+        none = np.zeros((0, self.facts.hidden_size), np.float32)
+        return np.stack(vectors) if vectors else none
 
     def pooled(
         self, ids: Sequence[Sequence[int]], adapter: str | Sequence[str | None] | None = None
@@ -207,7 +211,7 @@ class Runtime:
         names = self._names(len(ids), adapter, None)
         with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
-            return np.stack(self._pooled(ids, rows))
+            return self._stacked(self._pooled(ids, rows))
 
     def has_head(self, name: str) -> bool:
         """Whether an adapter answers with labels."""
@@ -229,17 +233,12 @@ class Runtime:
         Raises FolderError or FingerprintError, and changes nothing, for a folder that doesn't fit.
         """
         folder = Path(folder)
-        loaded = load(folder, self.facts)  # refused before its name is known to anyone
+        loaded = load(folder, self.facts)
         name = loaded.facts.name
-        self.pool.know(folder, loaded.facts, pin=pin)
-        try:
-            self.pool.put(name, loaded)
-        except BaseException:
-            self.pool.forget(name)
-            raise
+        self.pool.add(folder, loaded, pin=pin)
         if check:
             self.check(name)
-        return self._info(name)
+        return _info(name, *self.pool.about(name))
 
     def check(self, name: str, *, warn: bool = True) -> float | None:
         """The saturation of an adapter (see AdapterInfo), with a warning where it is too large."""
@@ -264,7 +263,7 @@ class Runtime:
 
     def adapters(self) -> list[AdapterInfo]:
         """What can be asked for, by name."""
-        return [self._info(name) for name in sorted(self.pool.known)]
+        return [_info(name, *both) for name, both in sorted(self.pool.all().items())]
 
     def counts(self) -> dict[str, float]:
         """How often an adapter was in the bank when it was asked for, and what loading took."""
@@ -276,20 +275,6 @@ class Runtime:
             "known": len(self.pool.known),
         }
 
-    def _info(self, name: str) -> AdapterInfo:
-        known, resident = self.pool.known[name], self.pool.resident.get(name)
-        task = known.facts.task or {}
-        return AdapterInfo(
-            name=name,
-            language=known.facts.language,
-            task=task.get("kind"),
-            labels=tuple(task.get("labels", ())),
-            rank=resident.loaded.rank if resident else None,
-            resident=resident is not None,
-            pinned=known.pinned,
-            saturation=resident.saturation if resident else None,
-        )
-
     def _names(
         self,
         rows: int,
@@ -299,7 +284,10 @@ class Runtime:
         if adapter is not None and language is not None:
             raise OptionError("Give adapter or language, not both.")
         asked = adapter if language is None else language
-        each = [asked] * rows if asked is None or isinstance(asked, str) else list(asked)
+        many = isinstance(asked, Iterable) and not isinstance(asked, str)
+        each: list[Any] = list(cast(Iterable[Any], asked)) if many else [asked] * rows
+        if wrong := [name for name in each if name is not None and not isinstance(name, str)]:
+            raise OptionError(f"{wrong[0]!r} can't be the name of an adapter or a language.")
         if len(each) != rows:
             raise OptionError(
                 f"{len(each)} adapters or languages for {rows} texts: give one for all, or one (or "
@@ -387,6 +375,20 @@ class Runtime:
                 states = hidden[:, 0] if first and hidden is not None else mean
                 found[i] = states[place_in_batch]
         return found
+
+
+def _info(name: str, known: Known, resident: Resident | None) -> AdapterInfo:
+    task = known.facts.task or {}
+    return AdapterInfo(
+        name=name,
+        language=known.facts.language,
+        task=task.get("kind"),
+        labels=tuple(task.get("labels", ())),
+        rank=resident.loaded.rank if resident else None,
+        resident=resident is not None,
+        pinned=known.pinned,
+        saturation=resident.saturation if resident else None,
+    )
 
 
 def _answer(name: str | None, row: Resident | None, vector: np.ndarray, cut: int) -> Answer:

@@ -95,9 +95,9 @@ class Sessions:
             with self._lock:
                 if self._workers is None:
                     self._workers = ThreadPoolExecutor(self.threads, "adaptx")
-            jobs: list[Future[Any]] = [
-                self._workers.submit(self._one, session, batch) for batch in batches
-            ]
+                jobs: list[Future[Any]] = [
+                    self._workers.submit(self._one, session, batch) for batch in batches
+                ]
             return [job.result() for job in jobs]
         finally:
             with self._lock:
@@ -132,6 +132,8 @@ class Sessions:
         return held[key][0]
 
     def close(self) -> None:
-        """End the workers; runs under way end first."""
-        if self._workers is not None:
-            self._workers.shutdown()
+        """End the workers; runs under way end first. A later run starts others."""
+        with self._lock:
+            workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.shutdown()

@@ -128,13 +128,18 @@ def verify(runtime: Runtime) -> dict[str, dict[str, Any]]:
     exact = runtime.facts.quantization == "fp32"
     found: dict[str, dict[str, Any]] = {}
     for name in (PLAIN, *runtime.facts.adapters):
+        answers = runtime.pooled(probe.ids, None if name == PLAIN else name)
+        headed = name != PLAIN and runtime.has_head(name)
+        if headed:
+            answers = runtime.logits(answers, name)
         wanted = probe.outputs.get(name)
-        if wanted is None or len(wanted) != len(probe.ids):
-            raise FolderError(f"{runtime.folder / PROBE} lacks {name}: export the bundle again.")
-        pooled = runtime.pooled(probe.ids, None if name == PLAIN else name)
-        if name == PLAIN or not runtime.has_head(name):
-            report: dict[str, Any] = compare_vectors(wanted, pooled)
-        else:
-            report = compare_logits(wanted, runtime.logits(pooled, name), bounds)
+        if wanted is None or wanted.shape != answers.shape:
+            raise FolderError(
+                f"{runtime.folder / PROBE} lacks torch's answers of {name}: export the bundle "
+                f"again."
+            )
+        report: dict[str, Any] = (
+            compare_logits(wanted, answers, bounds) if headed else compare_vectors(wanted, answers)
+        )
         found[name] = {**report, "failed": failures(report, bounds, exact=exact)}
     return found

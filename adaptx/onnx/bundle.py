@@ -1,0 +1,259 @@
+"""Writing a bundle: one graph for every adapter, proved before it exists (adaptx.onnx.gate)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from adaptx import storage
+from adaptx.adapters.adapter import Adapter
+from adaptx.data.read import Example
+from adaptx.encoder.encoder import Encoder
+from adaptx.errors import OptionError, SiteError, choices
+from adaptx.onnx import gate
+from adaptx.onnx import quantize as int8
+from adaptx.onnx.build import build
+from adaptx.onnx.calibration import CALIBRATION_TEXTS, calibration_rows
+from adaptx.onnx.graph import save
+from adaptx.onnx.vocabulary import Cut, cut_table, new_id
+from adaptx.runtime.bank import Chunk
+from adaptx.runtime.layout import (
+    ADAPTERS,
+    CHECK,
+    IDS,
+    INPUT_IDS,
+    MASK,
+    MODEL,
+    QUANTIZATIONS,
+    TOKENIZER,
+    WEIGHTS,
+    BankSpec,
+    BundleFacts,
+    write_bundle,
+)
+from adaptx.runtime.rows import bank_rows
+from adaptx.runtime.runtime import Runtime
+from adaptx.runtime.verify import write_probe
+
+BANKS = {"fp32": "float32", "fp16": "float16"}
+CALIBRATED = 64  # adapters that calibration sees, at most
+MAX_DROP = 0.5  # points of accuracy
+
+
+def export(
+    encoder: Encoder,
+    adapters: Sequence[Adapter],
+    output: str | Path,
+    *,
+    quantize: str = "int8",
+    bank: str | None = None,
+    sites: Sequence[str] | None = None,
+    dev: Mapping[str, Sequence[Example]] | None = None,
+    max_drop: float = MAX_DROP,
+    vocabulary: Cut | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Write the bundle of `adapters` to the folder `output`; returns its parity report.
+
+    quantize    "int8" (weights, activations and vocabulary) or "fp32"
+    bank        "fp32" or "fp16", of the adapters in memory; None: fp16 beside int8, else fp32
+    sites       where adapters may attach: names, or "all"; None: where any of these does. Adapters
+                added later may attach nowhere else
+    dev         labelled rows by an adapter's name: its accuracy may not fall by more than
+                `max_drop` points, surely (the lower end of the paired 95% interval)
+    vocabulary  a part of the vocabulary (adaptx.onnx.vocabulary)
+    say         called with each step, as it takes minutes where there are many adapters
+
+    Raises ParityError, naming the adapter, and writes nothing, when the bundle doesn't answer like
+    torch; OptionError for what can't be exported, before any work.
+    """
+    quantized, say = _checked(quantize, QUANTIZATIONS) == "int8", say or (lambda _: None)
+    dtype = BANKS[_checked(bank or ("fp16" if quantized else "fp32"), BANKS)]
+    if dtype == "float16" and not quantized:
+        raise OptionError("bank='fp16' goes with quantize='int8': fp32 is there to be exact.")
+    chosen = chosen_sites(encoder, adapters, sites)
+    dev = checked_dev(adapters, dev or {})
+    storage.check_output(output, overwrite, "bundle")
+    text = encoder.text
+    with storage.new_folder(output, overwrite=overwrite, kind="bundle") as made:
+        (made / ADAPTERS).mkdir()
+        for adapter in adapters:
+            adapter.save(made / ADAPTERS / adapter.name)
+        tokenizer = vocabulary.tokenizer_json if vocabulary else text.tokenizer.to_str()
+        (made / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+        say("building the graph")
+        model, banks = build(encoder, chosen)
+        if vocabulary:
+            model = cut_table(model, vocabulary.kept)
+        save(model, made / MODEL)
+        facts = BundleFacts(
+            encoder=encoder.name,
+            fingerprint=encoder.fingerprint,
+            prefix=encoder.prefix,
+            hidden_size=encoder.hidden_size,
+            pad_id=new_id(vocabulary.kept, text.pad_id) if vocabulary else text.pad_id,
+            max_length=text.max_length,
+            banks=tuple(banks),
+            bank_dtype="float32",
+            quantization="fp32",
+            adapters=tuple(adapter.name for adapter in adapters),
+            vocabulary=_about(vocabulary) if vocabulary else {},
+        )
+        say("asking torch")
+        probed = gate.probe(encoder, adapters)
+        ids, inside = probed.ids, list(range(len(probed.ids)))
+        if vocabulary:  # what the cut vocabulary lacks can't be asked
+            inside = [i for i in inside if np.isin(ids[i], vocabulary.kept).all()]
+            kept = [[new_id(vocabulary.kept, token) for token in ids[i]] for i in inside]
+            outputs = {name: array[inside] for name, array in probed.outputs.items()}
+            probed = replace(probed, ids=kept, outputs=outputs)
+        if len(probed.ids) < 2:
+            raise OptionError(
+                "The cut vocabulary holds fewer than two of the probe texts, so nothing can be "
+                "proved: give a larger corpus or --margin."
+            )
+        write_probe(made, probed)
+        write_bundle(made, facts)
+        report: dict[str, Any] = {}
+        say("comparing torch merged and the fp32 graph")
+        report["merged"] = {
+            adapter.name: gate.merged_difference(encoder, adapter, [ids[i] for i in inside])
+            for adapter in adapters
+            if adapter.sites
+        }
+        gate.check_merged(report["merged"])
+        with Runtime.open(made) as runtime:
+            report["fp32"] = gate.check(runtime, "fp32")
+        if quantized:
+            say("calibrating int8")
+            feeds = list(_feeds(encoder, adapters, banks, vocabulary))
+            ranges = int8.calibrate(model, feeds, sum(f[INPUT_IDS].size for f in feeds))
+            small, _ = int8.quantize(model, ranges)
+            if dtype == "float16":
+                small = int8.with_half_banks(small, banks)
+            (made / WEIGHTS).unlink(missing_ok=True)
+            save(small, made / MODEL)
+            beside = onnx.load(made / MODEL, load_external_data=False)
+            onnx.save(int8.with_saturation(beside), made / CHECK)
+            facts = replace(facts, quantization="int8", bank_dtype=dtype)
+            write_bundle(made, facts)
+            say("comparing the int8 graph")
+            with Runtime.open(made) as runtime:
+                found = [runtime.check(adapter.name, warn=False) for adapter in adapters]
+                facts = replace(facts, saturation=max((s or 0.0 for s in found), default=0.0))
+                report["int8"] = gate.check(runtime, "int8")
+        if dev:
+            say("scoring dev rows")
+            with Runtime.open(made) as runtime:
+                report["dev"] = {
+                    adapter.name: gate.check_drop(
+                        encoder, runtime, adapter, dev[adapter.name], max_drop / 100
+                    )
+                    for adapter in adapters
+                    if adapter.name in dev
+                }
+            failed = {n: [r["failed"]] for n, r in report["dev"].items() if "failed" in r}
+            gate.raise_failures(failed, facts.quantization, report)
+        write_bundle(made, replace(facts, parity=report))
+    return report
+
+
+def _checked(value: str, allowed: Any) -> str:
+    if value not in allowed:
+        raise OptionError(f"{value!r} is none of {choices(allowed)}.")
+    return value
+
+
+def chosen_sites(
+    encoder: Encoder, adapters: Sequence[Adapter], sites: Sequence[str] | None
+) -> list[str]:
+    """The sites of the graph, in the encoder's order, after the adapters have been checked."""
+    names = [adapter.name for adapter in adapters]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise OptionError(
+            f"Two of the adapters are called {choices(twice)}: rename one with `adaptx adapters "
+            f"rename`."
+        )
+    for adapter in adapters:
+        adapter.check_encoder(encoder)
+        if adapter.facts.way not in ("bank", "head"):
+            raise OptionError(
+                f"Adapter {adapter.name!r} is of the method {adapter.facts.method!r}, which a bank "
+                f"can't hold: export it merged, with `adaptx export … --merged`."
+            )
+    used = {site for adapter in adapters for site in adapter.sites}
+    if sites is None:
+        return [name for name in encoder.sites if name in used]
+    if isinstance(sites, str):
+        sites = list(encoder.sites) if sites == "all" else [sites]
+    if unknown := sorted(set(sites) - encoder.sites.keys()):
+        raise SiteError(
+            f"The encoder has no site {choices(unknown)}; there is {choices(encoder.sites)}, or "
+            f"'all'."
+        )
+    if left := sorted(used - set(sites)):
+        raise SiteError(f"sites leaves out {choices(left)}, where the adapters attach.")
+    return [name for name in encoder.sites if name in set(sites)]
+
+
+def checked_dev(
+    adapters: Sequence[Adapter], dev: Mapping[str, Sequence[Example]]
+) -> Mapping[str, Sequence[Example]]:
+    """`dev`, after every adapter that it names has been checked to have those labels."""
+    by_name = {adapter.name: adapter for adapter in adapters}
+    for name, rows in dev.items():
+        if name not in by_name:
+            raise OptionError(f"dev names no adapter {name!r}; there is {choices(by_name)}.")
+        task = by_name[name].task
+        if task is None:
+            raise OptionError(f"Adapter {name!r} has no head: there is nothing to score on dev.")
+        if not rows:
+            raise OptionError(f"dev has no rows for adapter {name!r}.")
+        task.targets(rows)
+    return dev
+
+
+def _about(vocabulary: Cut) -> dict[str, Any]:
+    return {"rows": len(vocabulary.kept), "coverage": vocabulary.coverage}
+
+
+def _feeds(
+    encoder: Encoder,
+    adapters: Sequence[Adapter],
+    banks: Sequence[BankSpec],
+    vocabulary: Cut | None,
+) -> Iterator[dict[str, Any]]:
+    """What the fp32 graph is calibrated on: rows without padding, the adapters taking turns."""
+    routed = [adapter for adapter in adapters if adapter.sites]
+    step = max(1, -(-len(routed) // CALIBRATED))
+    routed = routed[::step]
+    rank = max((part.a.shape[0] for a in routed for part in a.sites.values()), default=1)
+    chunk = Chunk(banks, "float32", rank, len(routed))
+    for slot, adapter in enumerate(routed, 1):
+        sites = {
+            name: (part.a.detach().cpu().numpy(), part.b.detach().cpu().numpy())
+            for name, part in adapter.sites.items()
+        }
+        scales = {name: part.scale for name, part in adapter.sites.items()}
+        for name, rows in bank_rows(banks, sites, scales, rank).items():
+            chunk.arrays[name][slot] = rows
+    texts = encoder.text.ids([encoder.prefix + text for text in CALIBRATION_TEXTS])
+    if vocabulary:
+        texts = [
+            [new_id(vocabulary.kept, token) for token in row]
+            for row in texts
+            if np.isin(row, vocabulary.kept).all()
+        ] or [[new_id(vocabulary.kept, token) for token in texts[-1] if token in vocabulary.kept]]
+    size = len(vocabulary.kept) if vocabulary else encoder.text.tokenizer.get_vocab_size()
+    for i, row in enumerate(calibration_rows(texts, size)):
+        row = row[: encoder.text.max_length]
+        feed = {INPUT_IDS: np.array([row], np.int64), MASK: np.ones((1, len(row)), np.int64)}
+        if banks:
+            feed |= {IDS: np.array([[i % (len(routed) + 1)]], np.int64), **chunk.arrays}
+        yield feed
