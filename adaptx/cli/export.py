@@ -1,40 +1,110 @@
-"""`adaptx export`: an adapter, merged into its encoder, as an ONNX model."""
+"""`adaptx export`: adapters as a bundle, one graph for all; or one merged into its encoder."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from adaptx.errors import OptionError
+from adaptx.errors import OptionError, choices
 
 EXAMPLES = """
 [bold]Examples[/bold]
 
-  adaptx export adapters/sw-topics --merged -o build/sw-topics
+  adaptx export adapters/sw-topics adapters/yo-topics -o build/bundle --dev sw-topics=sw/dev.tsv
 
-  adaptx export adapters/sw-topics --merged -o build/sw-topics --dry-run
+  adaptx export adapters/sw-topics -o build/small --languages sw,en --corpus sw-and-en.tsv
+
+  adaptx export adapters/sw-topics user/lora-news -o build/bundle --trust-base --sites all --dry-run
 
   adaptx export adapters/sw-topics --merged -o build/sw-int8 --quantize int8 --dev data/dev.tsv
 """
 
 
 def export(
-    adapter: Annotated[Path, typer.Argument(help="The adapter's folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model's new folder.")],
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTERS...", help="Folders, or user/name on the Hub.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new folder.")],
     merged: Annotated[
-        bool, typer.Option("--merged", help="Fold the adapter into the encoder's weights.")
+        bool,
+        typer.Option("--merged", help="Fold one adapter into the encoder, instead of a bundle."),
     ] = False,
-    quantize: Annotated[str | None, typer.Option("--quantize", help="int8.")] = None,
-    dev: Annotated[
-        Path | None, typer.Option("--dev", help="Labelled data to compare torch and ONNX on.")
+    quantize: Annotated[
+        str | None,
+        typer.Option("--quantize", help="int8 or fp32.", show_default="int8; --merged: fp32"),
     ] = None,
-    text_column: Annotated[str | None, typer.Option("--text-column", help="Of --dev.")] = None,
+    bank: Annotated[
+        str | None,
+        typer.Option(
+            "--bank",
+            help="fp32 or fp16: the adapters in memory.",
+            show_default="fp16 beside int8, else fp32",
+        ),
+    ] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            "--sites",
+            help="all: adapters that are added later may attach anywhere.",
+            show_default="where these attach",
+        ),
+    ] = None,
+    dev: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dev",
+            help="Labelled rows to compare torch and ONNX on: ADAPTER=FILE, or FILE for all "
+            "adapters that have its labels; repeat.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop", help="Points of accuracy that int8 may cost on --dev.", show_default="0.5"
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", help="Of --dev and --corpus.")
+    ] = None,
     label_column: Annotated[str | None, typer.Option("--label-column", help="Of --dev.")] = None,
+    languages: Annotated[
+        str | None,
+        typer.Option(
+            "--languages", help="Such as sw,en: keep the vocabulary that their --corpus needs."
+        ),
+    ] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--corpus", help="Texts of --languages: LANGUAGE=FILE, or FILE for all; repeat."
+        ),
+    ] = None,
+    margin: Annotated[
+        int | None,
+        typer.Option(
+            "--margin",
+            min=0,
+            help="Pieces kept beside those of --corpus.",
+            show_default="as many as measured best",
+        ),
+    ] = None,
+    ort_adapters: Annotated[
+        bool,
+        typer.Option(
+            "--ort-adapters", help="Write OUTPUT-ort, too: for onnxruntime's own adapter API."
+        ),
+    ] = False,
+    trust_base: Annotated[
+        bool,
+        typer.Option(
+            "--trust-base", help="Take a folder that PEFT wrote to belong to the encoder."
+        ),
+    ] = False,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", "-e", show_default="the one the adapter names")
+        str | None, typer.Option("--encoder", "-e", show_default="the one an adapter names")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The parity report as JSON.")] = False,
@@ -42,18 +112,82 @@ def export(
         bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")
     ] = False,
 ) -> None:
-    """Export an adapter to ONNX; fails, writing nothing, when it doesn't answer like torch."""
+    """Export adapters to ONNX; fails, writing nothing, when they don't answer like torch."""
+    if quantize not in (None, "int8", "fp32"):
+        raise OptionError(f"--quantize {quantize} is no way to quantize; there is int8, fp32.")
+    if merged:
+        of_bundles = {
+            "--bank": bank,
+            "--sites": sites,
+            "--max-drop": max_drop,
+            "--languages": languages,
+            "--corpus": corpus or None,
+            "--margin": margin,
+            "--ort-adapters": ort_adapters or None,
+        }
+        if given := [option for option, value in of_bundles.items() if value is not None]:
+            raise OptionError(
+                f"A merged model takes no {choices(given)}: leave --merged out, or them."
+            )
+        if len(adapters) != 1 or len(dev or ()) > 1:
+            raise OptionError(
+                f"--merged folds one adapter into the encoder, with one --dev at most; there are "
+                f"{len(adapters)} adapters and {len(dev or ())} --dev. Without --merged, one "
+                f"bundle holds them all."
+            )
+        columns = {"text_column": text_column, "label_column": label_column}
+        _merged(
+            adapters[0],
+            output,
+            None if quantize == "fp32" else quantize,
+            dev[0] if dev else None,
+            columns,
+            encoder,
+            overwrite,
+            as_json,
+            dry_run,
+        )
+        return
+
+    from adaptx.cli.export_bundle import Plan, export_bundle
+
+    plan = Plan(
+        output=output,
+        quantize=quantize or "int8",
+        bank=bank,
+        sites=sites,
+        dev=tuple(dev or ()),
+        max_drop=max_drop,
+        text_column=text_column,
+        label_column=label_column,
+        languages=languages,
+        corpus=tuple(corpus or ()),
+        margin=margin,
+        ort_adapters=ort_adapters,
+        trust_base=trust_base,
+        overwrite=overwrite,
+    )
+    export_bundle(adapters, encoder, plan, as_json=as_json, dry_run=dry_run)
+
+
+def _merged(
+    name: str,
+    output: Path,
+    quantize: str | None,
+    dev: str | None,
+    columns: dict[str, Any],
+    encoder: str | None,
+    overwrite: bool,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
     from adaptx import storage
     from adaptx.cli.opening import open_adapter
     from adaptx.data.read import read_examples
 
-    if not merged:
-        raise OptionError("There is one kind of export so far, the merged model: pass --merged.")
-    if quantize not in (None, "int8"):
-        raise OptionError(f"--quantize {quantize} is no way to quantize; there is int8.")
     storage.check_output(output, overwrite, "merged")
-    rows = read_examples(dev, text_column=text_column, label_column=label_column) if dev else None
-    opened, chosen = open_adapter(adapter, encoder)
+    rows = read_examples(dev, **columns) if dev else None
+    opened, chosen = open_adapter(name, encoder)
 
     from adaptx.onnx.merged import export_merged
 

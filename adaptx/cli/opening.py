@@ -49,6 +49,21 @@ def open_adapter(name: str | Path, encoder: str | None) -> tuple[Encoder, Adapte
     return open_each([name], encoder)[0]
 
 
+def open_together(folders: Sequence[Path], encoder: str | None) -> tuple[Encoder, list[Adapter]]:
+    """One encoder, `encoder` or the first that a folder names, and the adapters on it."""
+    called = encoder or next((n for f in folders if (n := inspect.about(f)[0].encoder)), None)
+    if called is None:
+        raise FolderError(
+            f"{folders[0]} doesn't say which encoder it fits: name it with --encoder."
+        )
+
+    from adaptx.adapters.adapter import Adapter
+    from adaptx.encoder.encoder import Encoder
+
+    opened = Encoder.from_pretrained(called)
+    return opened, [Adapter.load(folder, opened) for folder in folders]
+
+
 def open_adapters(
     names: Sequence[str], encoder: str | None
 ) -> tuple[Encoder, list[Adapter | None]]:

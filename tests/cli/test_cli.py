@@ -89,10 +89,6 @@ def test_export_writes_a_merged_model_and_its_parity(trained, tmp_path):
     assert "--overwrite" in said
 
 
-def test_export_without_merged_says_what_there_is(trained, tmp_path):
-    assert "--merged" in refused("export", trained, "-o", tmp_path / "onnx")
-
-
 def test_train_dry_run_writes_nothing(small_folders, tmp_path):
     done = run(
         "train", "--encoder", small_folders["bert"], "--train", SAMPLE / "train.jsonl",
