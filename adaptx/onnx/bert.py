@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from adaptx.onnx.graph import Graph
-from adaptx.runtime.layout import IDS, INPUT_IDS, MASK, BankSpec
+from adaptx.runtime.layout import IDS, INPUT_IDS, MASK, BankSpec, Part
 
 if TYPE_CHECKING:
     from adaptx.encoder.encoder import Encoder
@@ -44,6 +44,8 @@ class _Bert:
         self.weights: Mapping[str, Any] = encoder.model.state_dict()
         self.graph = Graph()
         self.banks: list[BankSpec] = []
+        self.rank: str | None = None  # of the banks, as a value of the graph
+        self.known_sizes: dict[tuple[int, ...], str] = {}
         self.heads = self.config.num_attention_heads
         self.width = self.config.hidden_size
         self.head_width = self.width // self.heads
@@ -108,15 +110,65 @@ class _Bert:
 
     def layer(self, x: str, at: str) -> str:
         g = self.graph
-        heads = f"{at}attention.self."
-        q, k, v = self.linears(x, [f"{heads}query", f"{heads}key", f"{heads}value"])
+        names = self.names(at)
+        self.pick(at, names)
+        q, k, v = self.linears(x, names[:3])
         context = self.attention(q, k, v)
-        (attended,) = self.linears(context, [f"{at}attention.output.dense"])
+        (attended,) = self.linears(context, names[3:4])
         x = self.norm(g.node("Add", attended, x), f"{at}attention.output.LayerNorm")
-        (wide,) = self.linears(x, [f"{at}intermediate.dense"])
+        (wide,) = self.linears(x, names[4:5])
         wide = g.node("Gelu" if self.config.hidden_act == "gelu" else "Relu", wide)
-        (narrow,) = self.linears(wide, [f"{at}output.dense"])
+        (narrow,) = self.linears(wide, names[5:])
         return self.norm(g.node("Add", narrow, x), f"{at}output.LayerNorm")
+
+    def names(self, at: str) -> list[str]:
+        """A layer's sites: query, key, value, what joins the heads, and the FFN's two."""
+        heads = [f"{at}attention.self.{name}" for name in ("query", "key", "value")]
+        others = ("attention.output", "intermediate", "output")
+        return [*heads, *(f"{at}{name}.dense" for name in others)]
+
+    def pick(self, at: str, names: Sequence[str]) -> None:
+        """Each row's own weights at a layer: a bank for each width, picked and split once.
+
+        Small batches are bound by the number of nodes: two banks a layer beat one for each part.
+        The A of query, key and value stay one piece, as they read the same input.
+        """
+        g = self.graph
+        self.picked: dict[Part, str] = {}  # the piece that begins with a part
+        heads = [Part(site, "a") for site in names[:3] if site in self.sites]
+        pieces = [heads] if heads else []
+        pieces += [[Part(site, "a")] for site in names[3:] if site in self.sites]
+        pieces += [[Part(site, "b")] for site in names if site in self.sites]
+        by_width: dict[int, list[list[Part]]] = {}
+        for piece in pieces:
+            by_width.setdefault(self.part_width(piece[0]), []).append(piece)
+        for width, group in by_width.items():
+            parts = tuple(part for piece in group for part in piece)
+            spec = BankSpec(f"{at}{width}", parts, width)
+            self.banks.append(spec)
+            g.input(spec.name, "float32", spec.dimensions)
+            own = g.node("Gather", spec.name, self.slots, axis=0)
+            lengths = tuple(len(piece) for piece in group)
+            split = [own]
+            if len(group) > 1:
+                split = g.split("Split", own, self.sizes(spec, lengths), count=len(group), axis=1)
+            self.picked |= {piece[0]: value for piece, value in zip(group, split, strict=True)}
+
+    def part_width(self, part: Part) -> int:
+        """I of an A, O of a B."""
+        site = self.encoder.sites[part.site]
+        return site.in_features if part.kind == "a" else site.out_features
+
+    def sizes(self, spec: BankSpec, lengths: tuple[int, ...]) -> str:
+        """The rows of each piece of a bank: so many times the rank, which all banks share."""
+        g = self.graph
+        if self.rank is None:
+            rows = g.node("Shape", spec.name, start=1, end=2)
+            self.rank = g.node("Div", rows, g.constant(np.array([len(spec.parts)], np.int64)))
+        if lengths not in self.known_sizes:
+            times = g.constant(np.array(lengths, np.int64))
+            self.known_sizes[lengths] = g.node("Mul", self.rank, times)
+        return self.known_sizes[lengths]
 
     def attention(self, q: str, k: str, v: str) -> str:
         """softmax(q k^T / sqrt(D) + mask) v: `[B, S, H]` each -> `[B, S, H]`.
@@ -141,7 +193,7 @@ class _Bert:
     def linears(self, x: str, sites: Sequence[str]) -> list[str]:
         """W x + b of sites that read the same x `[B, S, I]`, and each row's update of them.
 
-        The updates' first products are one: their A lie behind each other in one bank.
+        The updates' first products are one.
         """
         g = self.graph
         updates = self.updates(x, [site for site in sites if site in self.sites])
@@ -159,22 +211,14 @@ class _Bert:
         if not sites:
             return {}
         g = self.graph
-        low = g.node("FusedMatMul", x, self.bank("a", sites), transB=1)  # [B, S, R of each site]
+        a = self.picked[Part(sites[0], "a")]
+        low = g.node("FusedMatMul", x, a, transB=1)  # [B, S, R of each site]
         count = len(sites)
         lows = g.split("Split", low, count=count, axis=2, num_outputs=count) if count > 1 else [low]
         return {
-            site: g.node("MatMul", part, self.bank("b", [site]))
+            site: g.node("MatMul", part, self.picked[Part(site, "b")])
             for site, part in zip(sites, lows, strict=True)
         }
-
-    def bank(self, part: str, sites: Sequence[str]) -> str:
-        """Each row's own of a bank `[N, R of each site, I or O]`: `[B or 1, …]`."""
-        site = self.encoder.sites[sites[0]]
-        width = site.in_features if part == "a" else site.out_features
-        spec = BankSpec(f"{sites[0]}.{part}", part, tuple(sites), width)
-        self.banks.append(spec)
-        self.graph.input(spec.name, "float32", spec.dimensions)
-        return self.graph.node("Gather", spec.name, self.slots, axis=0)
 
     def norm(self, x: str, at: str) -> str:
         g = self.graph

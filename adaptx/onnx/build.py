@@ -2,7 +2,7 @@
 
     input_ids, attention_mask   int64 [B, S], padded on the right
     adapter_ids                 int64 [B or 1, 1]: each row's slot in the banks; 0 is "nothing here"
-    <bank>                      fp32 [N, R of each site, width], one for each BankSpec; slot 0 zeros
+    <bank>                      fp32 [N, R of each part, width], one for each BankSpec; slot 0 zeros
     -> hidden fp32 [B, S, H], mean fp32 [B, H] over the tokens of the mask
 
 B rows, S tokens, N slots, R rank, H width.

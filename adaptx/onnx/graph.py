@@ -87,3 +87,6 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         location=path.name + DATA,
         size_threshold=1024,
     )
+    beside = path.with_name(path.name + DATA)
+    if beside.exists():  # onnx lets nobody else read it
+        beside.chmod(path.stat().st_mode)

@@ -52,8 +52,8 @@ def for_ort(model: onnx.ModelProto, banks: Sequence[BankSpec]) -> onnx.ModelProt
     """A model of adaptx.onnx.build (or its int8 form, with fp32 banks) that takes one adapter a
     run.
 
-    Each bank becomes an input with a default: zeros `[1, sites, width]`, so a run without an
-    adapter is the plain encoder, and one with an adapter takes its arrays `[1, sites * R, width]`.
+    Each bank becomes an input with a default: zeros `[1, parts, width]`, so a run without an
+    adapter is the plain encoder, and one with an adapter takes its arrays `[1, parts * R, width]`.
     adapter_ids becomes a constant.
     """
     made = onnx.ModelProto()
@@ -67,13 +67,13 @@ def for_ort(model: onnx.ModelProto, banks: Sequence[BankSpec]) -> onnx.ModelProt
         slots = inputs[bank.name].type.tensor_type.shape.dim[0]
         slots.Clear()
         slots.dim_value = 1  # so that onnxruntime refuses another number; the rank may vary
-        zeros = np.zeros((1, len(bank.sites), bank.width), np.float32)
+        zeros = np.zeros((1, len(bank.parts), bank.width), np.float32)
         graph.initializer.append(numpy_helper.from_array(zeros, bank.name))
     return made
 
 
 def arrays(adapter: Adapter, banks: Sequence[BankSpec]) -> dict[str, np.ndarray]:
-    """An adapter's fp32 `[1, sites * R, width]` by bank, at its own largest rank R.
+    """An adapter's fp32 `[1, parts * R, width]` by bank, at its own largest rank R.
 
     The scale is folded in; sites that it lacks are zeros. Raises FolderError for a site that no
     bank has.
@@ -161,7 +161,7 @@ def write_ort_adapters(
 def load_ort_adapter(
     path: str | Path, banks: Sequence[BankSpec], *, version: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of an .onnx_adapter, fp32 `[1, sites * R, width]` for each of just these banks.
+    """The arrays of an .onnx_adapter, fp32 `[1, parts * R, width]` for each of just these banks.
 
     With `version`, that of the model it must have been made for (see `model_version`). Raises
     FolderError, naming the tensors, where one is missing, too many, of another shape, dtype or rank
@@ -191,7 +191,7 @@ def load_ort_adapter(
         raise FolderError(f"{path}: {choices(other)} must be fp32; {_AGAIN}")
     shapes = {name: list(values[name].shape()) for name in names}
     rank = _rank(banks, shapes)
-    wanted = {bank.name: [1, len(bank.sites) * rank, bank.width] for bank in banks}
+    wanted = {bank.name: [1, len(bank.parts) * rank, bank.width] for bank in banks}
     if other := [name for name in names if shapes[name] != wanted[name]]:
         said = [f"{name} {shapes[name]} instead of {wanted[name]}" for name in other]
         raise FolderError(f"{path} has other shapes at rank {rank}: {choices(said)}; {_AGAIN}")
@@ -215,7 +215,7 @@ _AGAIN = "export it again."
 def _rank(banks: Sequence[BankSpec], shapes: Mapping[str, Sequence[int]]) -> int:
     """The rank that most of the tensors have, at least 1."""
     ranks = [
-        shapes[bank.name][1] // len(bank.sites) for bank in banks if len(shapes[bank.name]) == 3
+        shapes[bank.name][1] // len(bank.parts) for bank in banks if len(shapes[bank.name]) == 3
     ]
     return max(1, max(set(ranks), key=ranks.count)) if ranks else 1
 

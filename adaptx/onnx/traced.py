@@ -27,7 +27,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from adaptx.onnx.graph import OPSET, Graph
-from adaptx.runtime.layout import IDS, INPUT_IDS, MASK, BankSpec
+from adaptx.runtime.layout import IDS, INPUT_IDS, MASK, BankSpec, Part
 
 if TYPE_CHECKING:
     from adaptx.encoder.encoder import Encoder
@@ -58,8 +58,8 @@ def _specs(encoder: Encoder, sites: Sequence[str]) -> list[BankSpec]:
     specs = []
     for name in sites:
         site = encoder.sites[name]
-        for part, width in (("a", site.in_features), ("b", site.out_features)):
-            specs.append(BankSpec(f"{name}.{part}", part, (name,), width))
+        for kind, width in (("a", site.in_features), ("b", site.out_features)):
+            specs.append(BankSpec(f"{name}.{kind}", (Part(name, kind),), width))
     return specs
 
 
@@ -98,7 +98,7 @@ class _Encoding(nn.Module):
         if routed:
             adapter_ids, *values = routed
             parts = {spec.name: value for spec, value in zip(self.specs, values, strict=True)}
-            sites = [spec.sites[0] for spec in self.specs]
+            sites = [spec.parts[0].site for spec in self.specs]
             banks = {name: (parts[f"{name}.a"], parts[f"{name}.b"]) for name in sites}
             route = _BankRoute(banks, adapter_ids.reshape(-1))
         hidden = self.encoder.hidden(input_ids, attention_mask, route)

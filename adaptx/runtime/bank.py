@@ -22,7 +22,7 @@ LEAST_RANK = 4
 
 
 class Chunk:
-    """The arrays of N slots, `[N + 1, R of each site, width]` by bank; slot 0 holds nothing."""
+    """The arrays of N slots, `[N + 1, R of each part, width]` by bank; slot 0 holds nothing."""
 
     def __init__(self, specs: Sequence[BankSpec], dtype: str, rank: int, slots: int):
         import onnxruntime
@@ -30,7 +30,7 @@ class Chunk:
         self.rank = rank
         self.free = list(range(slots, 0, -1))
         self.arrays = {
-            spec.name: np.zeros((slots + 1, len(spec.sites) * rank, spec.width), dtype)
+            spec.name: np.zeros((slots + 1, len(spec.parts) * rank, spec.width), dtype)
             for spec in specs
         }
         self.values: dict[str, Any] = {  # onnxruntime reads the arrays themselves

@@ -7,7 +7,7 @@
     probe.safetensors           token ids, and torch's fp32 outputs for them (adaptx.runtime.verify)
     adapters/<name>/…           adapters' folders
 
-A bank is a graph input `[N, R of each site, width]`, the sites' parts behind each other:
+A bank is a graph input `[N, R of each part, width]`, parts of one width behind each other:
 
     a   A `[R, I]`, as PEFT stores it
     b   B^T `[R, O]`, times the adapter's scale at that site
@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adaptx import storage
 from adaptx.adapters.folder import check_name
@@ -35,19 +35,30 @@ DTYPES = ("float32", "float16")
 QUANTIZATIONS = ("int8", "fp32")
 
 
+class Part(NamedTuple):
+    """What a bank holds of a site: its "a" or its "b"."""
+
+    site: str
+    kind: str
+
+
 @dataclass(frozen=True)
 class BankSpec:
-    """A bank that the graph takes: what `part` ("a" or "b") of which sites, and how wide."""
+    """A bank that the graph takes: its parts in their order, and how wide they are."""
 
     name: str
-    part: str
-    sites: tuple[str, ...]
+    parts: tuple[Part, ...]
     width: int
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites of its parts, each once."""
+        return list(dict.fromkeys(part.site for part in self.parts))
 
     @property
     def dimensions(self) -> list[str | int]:
         """The shape of the graph's input; names are dimensions that may vary."""
-        return ["slots", f"rank_{len(self.sites)}", self.width]
+        return ["slots", f"rank_{len(self.parts)}", self.width]
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class BundleFacts:
     @property
     def sites(self) -> list[str]:
         """Where adapters may attach."""
-        return [site for bank in self.banks if bank.part == "b" for site in bank.sites]
+        return [part.site for bank in self.banks for part in bank.parts if part.kind == "b"]
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -129,7 +140,11 @@ def read_bundle(folder: Path) -> tuple[BundleFacts, dict[str, Any]]:
             raise FolderError(f"{path}: {name} can't be {manifest[name]!r}.")
     try:
         banks = tuple(
-            BankSpec(str(b["name"]), str(b["part"]), tuple(map(str, b["sites"])), int(b["width"]))
+            BankSpec(
+                str(b["name"]),
+                tuple(Part(str(site), str(kind)) for site, kind in b["parts"]),
+                int(b["width"]),
+            )
             for b in manifest["banks"]
         )
         adapters = tuple(map(check_name, manifest["adapters"]))  # each is a folder's name too

@@ -56,12 +56,12 @@ def filled(specs, adapters, rank):
     """The banks with `adapters` in slots 1, 2, …; a smaller rank, or no such site, is zeros."""
     banks = {}
     for spec in specs:
-        bank = np.zeros((len(adapters) + 1, len(spec.sites) * rank, spec.width), np.float32)
+        bank = np.zeros((len(adapters) + 1, len(spec.parts) * rank, spec.width), np.float32)
         for slot, adapter in enumerate(adapters, 1):
-            for i, site in enumerate(spec.sites):
+            for i, (site, kind) in enumerate(spec.parts):
                 if site in adapter.sites:
                     part = adapter.sites[site]
-                    rows = part.a if spec.part == "a" else part.b.T * part.scale
+                    rows = part.a if kind == "a" else part.b.T * part.scale
                     bank[slot, i * rank : i * rank + len(rows)] = rows.detach().numpy()
         banks[spec.name] = bank
     return banks
@@ -124,8 +124,8 @@ def test_the_graph_takes_what_its_banks_say(built):
     assert found.pop("input_ids") == found.pop("attention_mask") == batch
     assert found.pop("adapter_ids") == ("tensor(int64)", ["rows", "positions"])
     assert found == {spec.name: ("tensor(float)", spec.dimensions) for spec in built.specs}
-    parts = [(site, spec.part) for spec in built.specs for site in spec.sites]
-    assert sorted(parts) == sorted((s, part) for s in built.encoder.sites for part in ("a", "b"))
+    parts = [part for spec in built.specs for part in spec.parts]
+    assert sorted(parts) == sorted((s, kind) for s in built.encoder.sites for kind in ("a", "b"))
 
 
 def test_banks_at_some_sites_leave_the_others_plain(built):

@@ -4,15 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptx.errors import FolderError
-from adaptx.runtime.layout import BankSpec
+from adaptx.runtime.layout import BankSpec, Part
 from adaptx.runtime.rows import bank_rows
 
 IN, OUT = 5, 3
-BANKS = [  # as a graph has them: sites that read the same input share a bank of A
-    BankSpec("qkv.a", "a", ("q", "k", "v"), IN),
-    *[BankSpec(f"{site}.b", "b", (site,), OUT) for site in "qkv"],
-    BankSpec("o.a", "a", ("o",), OUT),
-    BankSpec("o.b", "b", ("o",), IN),
+BANKS = [  # as a graph has them: parts of one width share a bank
+    BankSpec("in", (*[Part(site, "a") for site in "qkv"], Part("o", "b")), IN),
+    BankSpec("out", (Part("o", "a"), *[Part(site, "b") for site in "qkv"]), OUT),
 ]
 
 
@@ -42,24 +40,26 @@ def test_the_products_of_the_rows_are_each_sites_update(ranks, spare, seed):
     assert list(rows) == [bank.name for bank in BANKS]
     for bank in BANKS:
         array = rows[bank.name]
-        assert array.shape == (len(bank.sites) * rank, bank.width)
+        assert array.shape == (len(bank.parts) * rank, bank.width)
         assert array.dtype == np.float32 and array.flags.c_contiguous
+    held = {
+        part: piece
+        for bank in BANKS
+        for part, piece in zip(bank.parts, np.split(rows[bank.name], len(bank.parts)), strict=True)
+    }
     rng = np.random.default_rng(seed + 1)
-    for bank in BANKS:
-        if bank.part == "b":
+    for site in "qkvo":
+        a_piece, b_piece = held[site, "a"], held[site, "b"]
+        x = rng.standard_normal((7, a_piece.shape[1]), np.float32)
+        found = x @ a_piece.T @ b_piece
+        if site not in sites:
+            assert not found.any()
             continue
-        x = rng.standard_normal((7, bank.width), np.float32)
-        lows = np.split(x @ rows[bank.name].T, len(bank.sites), axis=1)
-        for site, low in zip(bank.sites, lows, strict=True):
-            found = low @ rows[f"{site}.b"]
-            if site not in sites:
-                assert not found.any()
-                continue
-            a, b = sites[site]
-            wanted = sum(  # scale B A x, a rank at a time
-                scales[site] * np.outer(x @ a[r], b[:, r]) for r in range(len(a))
-            )
-            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        a, b = sites[site]
+        wanted = sum(  # scale B A x, a rank at a time
+            scales[site] * np.outer(x @ a[r], b[:, r]) for r in range(len(a))
+        )
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_site_that_no_bank_has_is_named_with_the_remedy():
@@ -87,6 +87,6 @@ def test_nothing_is_all_zeros_and_the_parts_are_copies():
     assert not any(rows.any() for rows in bank_rows(BANKS, {}, {}, 4).values())
     sites, scales = adapter({"q": 1})
     rows = bank_rows(BANKS, sites, scales, 1)
-    before = rows["qkv.a"].copy()
+    before = rows["in"].copy()
     sites["q"][0][:] = 9
-    assert np.array_equal(rows["qkv.a"], before)
+    assert np.array_equal(rows["in"], before)
