@@ -1,7 +1,6 @@
-"""Adapters and bundles that are damaged, or somebody else's: refused by name, and nothing harmed."""
+"""Damaged adapters and bundles, and somebody else's: refused by name, and nothing harmed."""
 
 import json
-import os
 import re
 import shutil
 
@@ -412,6 +411,6 @@ def test_a_damaged_tokenizer_or_graph_of_a_fitting_sha256_is_refused(int8, tmp_p
 
 
 def test_a_bundle_may_lie_behind_a_link(int8, tmp_path):
-    os.symlink(int8, tmp_path / "current")
+    (tmp_path / "current").symlink_to(int8)
     with Runtime.open(tmp_path / "current", threads=1) as runtime:
         assert runtime.predict(["OK"], "wide")[0].prediction

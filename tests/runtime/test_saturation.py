@@ -1,0 +1,83 @@
+"""How much int8 cuts off of an adapter that was added later."""
+
+import shutil
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+import adaptx as ax
+from adaptx.runtime import Runtime
+from adaptx.runtime.layout import CHECK, IDS, INPUT_IDS, MASK, SATURATION, WEIGHTS
+from adaptx.runtime.verify import read_probe
+from tests.runtime.conftest import TOPICS, acting
+
+
+def scaled(encoder, factor, folder):
+    adapter = acting(encoder, f"times-{factor}", 9, 8, ax.tasks.Classification(TOPICS))
+    for part in adapter.sites.values():
+        part.b.data *= factor
+    return adapter.save(folder / adapter.name)
+
+
+def test_an_ordinary_adapter_is_taken_silently(runtime, encoder, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        info = runtime.add(scaled(encoder, 1, tmp_path))
+    assert 0 <= info.saturation <= runtime._check.bound
+    assert {i.name: i.saturation for i in runtime.adapters()}["times-1"] == info.saturation
+
+
+def test_one_beyond_the_calibrated_range_is_warned_of(runtime, encoder, tmp_path):
+    with pytest.warns(UserWarning, match=r"'times-50' drives \d+\.\d% .*Export the bundle again"):
+        info = runtime.add(scaled(encoder, 50, tmp_path))
+    assert info.saturation > runtime._check.bound
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert runtime.check("times-50", warn=False) == info.saturation
+        runtime.remove("times-50")
+        info = runtime.add(tmp_path / "times-50", check=False)
+    assert info.saturation is None and runtime.predict(["OK"], "times-50")[0].prediction
+
+
+def test_the_bundles_own_are_within_its_bound(runtime):
+    found = [runtime.check(name) for name in runtime.facts.adapters]
+    assert max(found) == pytest.approx(runtime.facts.saturation, abs=1e-6)
+    assert max(found) < runtime._check.bound
+
+
+def test_fp32_saturates_nowhere(fp32, encoder, tmp_path):
+    with Runtime.open(fp32, threads=1) as runtime, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert runtime.add(scaled(encoder, 50, tmp_path)).saturation is None
+
+
+def test_the_share_is_what_lies_beyond_u8(runtime, encoder, tmp_path):
+    """Every quantized input of check.onnx, read out and counted by hand."""
+    with pytest.warns(UserWarning, match="times-50"):
+        runtime.add(scaled(encoder, 50, tmp_path))
+    model = onnx.load(runtime.folder / CHECK, load_external_data=False)
+    constants = {t.name: t for t in model.graph.initializer if not t.external_data}
+    inputs = {
+        node.input[0]: [numpy_helper.to_array(constants[name]) for name in node.input[1:]]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    assert len(inputs) == 8  # four of each layer
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inputs)
+    shutil.copy(runtime.folder / WEIGHTS, tmp_path)
+    (tmp_path / CHECK).write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(tmp_path / CHECK, providers=["CPUExecutionProvider"])
+    place = runtime.pool.resident["times-50"].place
+    ids = np.array([max(read_probe(runtime.folder).ids, key=len)], np.int64)
+    feeds = {INPUT_IDS: ids, MASK: np.ones_like(ids), IDS: np.array([[place.slot]])}
+    share, *found = session.run([SATURATION, *inputs], {**feeds, **place.chunk.arrays})
+    by_hand = []
+    for values, (scale, zero) in zip(found, inputs.values(), strict=True):
+        steps = np.rint(values / scale) + int(zero)
+        by_hand.append(((steps < 0) | (steps > 255)).mean())
+    assert share == pytest.approx(max(by_hand), abs=1e-6)
+    assert share > 0.05 and min(by_hand) < share
