@@ -64,9 +64,11 @@ class TextEncoder:
         processed = self.tokenizer.post_process(encoding)
         return list(processed.ids)
 
-    def batch(self, ids: Sequence[Sequence[int]], rows: Sequence[int] | np.ndarray) -> Batch:
-        """The given rows of `ids`, padded to the longest of them."""
-        longest = max(len(ids[row]) for row in rows)
+    def batch(
+        self, ids: Sequence[Sequence[int]], rows: Sequence[int] | np.ndarray, least: int = 1
+    ) -> Batch:
+        """The given rows of `ids`, padded to the longest of them, and to `least` tokens."""
+        longest = max(least, *(len(ids[row]) for row in rows))
         input_ids = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(rows), longest), dtype=np.int64)
         for i, row in enumerate(rows):

@@ -354,7 +354,8 @@ class Runtime:
                 size = self._sessions.rows_at_once(len(ids), len(ids[order[start]]))
                 taken = order[start : start + size]
                 start += size
-                batch = self.text.batch(ids, taken)
+                # A product with one token alone sums in another order than one with more.
+                batch = self.text.batch(ids, taken, least=2)
                 slots = [place.slot if (place := places[i]) else 0 for i in taken]
                 cls = any((row := rows[i]) and row.loaded.pooling == "cls" for i in taken)
                 batches.append(
