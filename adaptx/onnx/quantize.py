@@ -199,10 +199,12 @@ class _Rewriting:
         ]
         for node, weight in zip(products, weights, strict=True):
             name = node.input[1]
+            if f"{name}/s8" in self.constants:  # another input's, smoothed otherwise
+                name = f"{name}/{x}"
             quantized, scales = quantize_columns(weight / scheme.inverse_I[:, None])
             inputs = [f"{x}/u8", self.constant(f"{name}/s8", quantized), scale]
             inputs += [self.constant(f"{name}/scales", scales), zero]
-            output, bias = node.output[0], self._bias(node)
+            output, bias = node.output[0], self._bias(node, weight.shape[1])
             if bias is not None:
                 inputs += ["", bias[1]]
                 output = bias[0].output[0]
@@ -215,14 +217,15 @@ class _Rewriting:
             ]
             before = []
 
-    def _bias(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, str] | None:
-        """The Add of a constant vector that alone reads a product, and that constant."""
+    def _bias(self, node: onnx.NodeProto, outputs: int) -> tuple[onnx.NodeProto, str] | None:
+        """The Add of a constant `[O]` that alone reads a product, and that constant."""
         readers = self.readers[node.output[0]]
         if len(readers) != 1 or readers[0].op_type != "Add":
             return None
         others = [name for name in readers[0].input if name != node.output[0]]
         constant = self.constants.get(others[0]) if len(others) == 1 else None
-        return (readers[0], others[0]) if constant is not None and len(constant.dims) == 1 else None
+        fits = constant is not None and list(constant.dims) == [outputs]
+        return (readers[0], others[0]) if fits else None
 
     def tables(self) -> None:
         """Tables of embeddings as s8 with a scale for each row."""
