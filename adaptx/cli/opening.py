@@ -50,12 +50,14 @@ def open_adapter(name: str | Path, encoder: str | None) -> tuple[Encoder, Adapte
 
 
 def open_together(folders: Sequence[Path], encoder: str | None) -> tuple[Encoder, list[Adapter]]:
-    """One encoder, `encoder` or the first that a folder names, and the adapters on it."""
-    called = encoder or next((n for f in folders if (n := inspect.about(f)[0].encoder)), None)
+    """One encoder, and the adapters on it: `encoder`, or the first that a folder names, our own
+    before PEFT's.
+    """
+    called = encoder
     if called is None:
-        raise FolderError(
-            f"{folders[0]} doesn't say which encoder it fits: name it with --encoder."
-        )
+        facts = [inspect.about(folder)[0] for folder in folders]
+        named = [one.encoder for one in sorted(facts, key=lambda one: not one.fingerprint)]
+        called = next(filter(None, named), None) or encoder_name(folders[0])
 
     from adaptx.adapters.adapter import Adapter
     from adaptx.encoder.encoder import Encoder
@@ -69,11 +71,10 @@ def open_adapters(
 ) -> tuple[Encoder, list[Adapter | None]]:
     """The encoder, and the adapter of each folder or Hub name ("none" gives None)."""
     folders = {name: find_folder(name) for name in names if name != NONE}
-    called = encoder or next((encoder_name(path) for path in folders.values()), DEFAULT_ENCODER)
+    if not folders:
+        from adaptx.encoder.encoder import Encoder
 
-    from adaptx.adapters.adapter import Adapter
-    from adaptx.encoder.encoder import Encoder
-
-    opened = Encoder.from_pretrained(called)
-    adapters = {name: Adapter.load(path, opened) for name, path in folders.items()}
-    return opened, [adapters.get(name) for name in names]
+        return Encoder.from_pretrained(encoder or DEFAULT_ENCODER), [None] * len(names)
+    opened, adapters = open_together(list(folders.values()), encoder)
+    by_name = dict(zip(folders, adapters, strict=True))
+    return opened, [by_name.get(name) for name in names]

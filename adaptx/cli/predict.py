@@ -1,15 +1,21 @@
-"""`adaptx predict`: answers for texts, each with its own adapter or none."""
+"""`adaptx predict`: answers for texts, each with its own adapter or none; in torch, or a bundle."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adaptx.cli.opening import NONE
 from adaptx.errors import OptionError, choices
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from adaptx.tasks import Prediction
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -20,8 +26,15 @@ EXAMPLES = """
 
   adaptx predict --input texts.jsonl --adapter-column adapter -a adapters/sw -a adapters/yo --json
 
-A text whose adapter is "none" answers with its vector.
+  adaptx predict "Nimefurahi sana" --bundle build/bundle -a sw-topics
+
+  adaptx predict --input texts.jsonl --bundle build/bundle --language sw --json
+
+A text whose adapter is "none" answers with its vector. A bundle needs no torch, and --json says
+
+how many tokens of a text it didn't read ("truncated").
 """
+BATCH = 32
 
 
 def predict(
@@ -29,7 +42,9 @@ def predict(
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            "--adapter", "-a", help="One folder for all texts, or one (or none) for each, in order."
+            "--adapter",
+            "-a",
+            help="A folder, or a name in --bundle: one for all texts, or one (or none) for each.",
         ),
     ] = None,
     input: Annotated[
@@ -40,16 +55,23 @@ def predict(
         str | None,
         typer.Option("--adapter-column", help="Which column of --input names a row's adapter."),
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="A bundle that answers, instead of torch.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help="Of --bundle: take the adapter for it.")
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", "-e", help="\\[default: the one the adapter names]")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, show_default=str(BATCH))
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line, with every label's score.")
     ] = False,
 ) -> None:
     """Answer texts; rows with different adapters share batches."""
-    folders = adapter or [NONE]
     rows = list(texts or [])
     if bool(rows) == (input is not None):
         raise OptionError("Give texts as arguments, or a file with --input: one of the two.")
@@ -62,14 +84,39 @@ def predict(
         named = read_column(input, adapter_column) if adapter_column else None
     elif adapter_column:
         raise OptionError("--adapter-column names a column of --input: give --input too.")
-    if named is None and len(folders) not in (1, len(rows)):
+    asked = adapter or [NONE]
+    if named is None and len(asked) not in (1, len(rows)):
         raise OptionError(
-            f"{len(folders)} adapters for {len(rows)} texts: give one for all, or one (or "
-            f"{NONE!r}) for each."
+            f"{len(asked)} adapters for {len(rows)} texts: give one for all, or one (or {NONE!r}) "
+            f"for each."
         )
+    if bundle is not None:
+        if encoder or batch_size:
+            raise OptionError("--encoder and --batch-size are for torch: leave them out.")
+        if language is not None and (adapter or named):
+            raise OptionError("Give adapters or --language, not both.")
+        found = _of_bundle(bundle, rows, named or asked, language)
+    elif language is not None:
+        raise OptionError("--language is for --bundle: name the adapter's folder with --adapter.")
+    else:
+        found = _in_torch(rows, asked, named, encoder, batch_size or BATCH, adapter_column)
+    for text, (name, answer, more) in zip(rows, found, strict=True):
+        _show(text, name, answer, more, as_json)
 
+
+Found = tuple[str | None, "Prediction | np.ndarray", dict[str, Any]]
+
+
+def _in_torch(
+    rows: Sequence[str],
+    folders: Sequence[str],
+    named: Sequence[str] | None,
+    encoder: str | None,
+    batch_size: int,
+    column: str | None,
+) -> list[Found]:
+    """The adapter's name and the answer of each text."""
     from adaptx.cli.opening import open_adapters
-    from adaptx.tasks import Prediction
 
     opened, adapters = open_adapters(folders, encoder)
     if named is not None:
@@ -78,18 +125,51 @@ def predict(
             raise OptionError("Two of the adapters given have the same name: rows can't tell them.")
         if unknown := sorted(set(named) - known.keys() - {"", NONE}):
             raise OptionError(
-                f"{input}: column {adapter_column!r} names {choices(unknown)}; the adapters given "
-                f"are {choices(known) or 'none'}."
+                f"Column {column!r} names {choices(unknown)}; the adapters given are "
+                f"{choices(known) or 'none'}."
             )
         adapters = [known.get(name) for name in named]
     answers = opened.predict(rows, adapters, batch_size=batch_size)
-    per_row = adapters * len(rows) if len(adapters) == 1 else adapters
-    for text, used, answer in zip(rows, per_row, answers, strict=True):
-        line: dict[str, Any] = {"text": text, "adapter": used.name if used else None}
-        if isinstance(answer, Prediction):
-            line |= {"label": answer.label, "score": answer.score, "scores": answer.scores}
-            short = f"{answer.label}\t{answer.score:.3f}"
-        else:
-            line["vector"] = [round(float(value), 6) for value in answer]
-            short = "vector\t[" + ", ".join(f"{v:.3f}" for v in answer[:4]) + f", … {len(answer)}]"
-        typer.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{short}\t{text}")
+    each = adapters * len(rows) if len(adapters) == 1 else adapters
+    return [
+        (used.name if used else None, answer, {})
+        for used, answer in zip(each, answers, strict=True)
+    ]
+
+
+def _of_bundle(
+    bundle: Path, rows: Sequence[str], asked: Sequence[str], language: str | None
+) -> list[Found]:
+    """The same of a bundle's adapters, and how many tokens of a text weren't read."""
+    from adaptx.runtime.runtime import Runtime
+
+    each = list(asked) * len(rows) if len(asked) == 1 else list(asked)
+    names = None if language else [None if name in ("", NONE) else name for name in each]
+    with Runtime.open(bundle) as runtime:
+        answers = runtime.predict(rows, names, language=language)
+    found: list[Found] = []
+    for one in answers:
+        answer = one.vector if one.prediction is None else one.prediction
+        assert answer is not None
+        found.append((one.adapter, answer, {"truncated": one.truncated}))
+    return found
+
+
+def _show(
+    text: str,
+    name: str | None,
+    answer: Prediction | np.ndarray,
+    more: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from adaptx.tasks import Prediction
+
+    line: dict[str, Any] = {"text": text, "adapter": name}
+    if isinstance(answer, Prediction):
+        line |= {"label": answer.label, "score": answer.score, "scores": answer.scores}
+        short = f"{answer.label}\t{answer.score:.3f}"
+    else:
+        line["vector"] = [round(float(value), 6) for value in answer]
+        short = "vector\t[" + ", ".join(f"{v:.3f}" for v in answer[:4]) + f", … {len(answer)}]"
+    line |= more
+    typer.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{short}\t{text}")
