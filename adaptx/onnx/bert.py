@@ -35,10 +35,12 @@ def is_shaped(config: Any) -> bool:
 
 def bert_model(encoder: Encoder, sites: Sequence[str]) -> tuple[onnx.ModelProto, list[BankSpec]]:
     """The fp32 model of an encoder, and the banks that it takes for `sites` (adaptx.onnx.build)."""
-    return _Bert(encoder, sites).build()
+    return BertGraph(encoder, sites).build()
 
 
-class _Bert:
+class BertGraph:
+    """The graph while it is built. What a linear reads has the same name in adaptx.onnx.lone."""
+
     def __init__(self, encoder: Encoder, sites: Sequence[str]):
         self.encoder, self.config, self.sites = encoder, encoder.config, set(sites)
         self.weights: Mapping[str, Any] = encoder.model.state_dict()
@@ -51,6 +53,7 @@ class _Bert:
         self.head_width = self.width // self.heads
 
     def build(self) -> tuple[onnx.ModelProto, list[BankSpec]]:
+        """The model, and its banks."""
         g = self.graph
         ids_BS = g.input(INPUT_IDS, "int64", ["batch", "tokens"])
         mask_BS = g.input(MASK, "int64", ["batch", "tokens"])
@@ -67,6 +70,7 @@ class _Bert:
         return g.model(), self.banks
 
     def array(self, name: str) -> np.ndarray:
+        """A weight of the encoder."""
         return self.weights[name].float().cpu().numpy()
 
     def embeddings(self, ids_BS: str) -> str:
@@ -79,7 +83,11 @@ class _Bert:
             table = table + self.array(f"{at}token_type_embeddings.weight")[0]
         positions = g.constant(table, f"{at}position_embeddings")
         hidden = g.node("Add", hidden, g.node("Gather", positions, self.positions(ids_BS)))
-        return self.norm(hidden, f"{at}LayerNorm")
+        return self.norm(self.states(hidden), f"{at}LayerNorm")
+
+    def states(self, embedded: str) -> str:
+        """Embeddings `[B, S, H]` in the shape that the layers have."""
+        return embedded
 
     def positions(self, ids_BS: str) -> str:
         """The position of each token: `[S]`, or `[B, S]` where they count what is no padding."""
@@ -109,15 +117,17 @@ class _Bert:
         self.joined = g.constant(np.array([0, 0, self.width], np.int64))
 
     def layer(self, x: str, at: str) -> str:
+        """Attention and FFN, each normalized after its residual: `[B, S, H]` -> `[B, S, H]`."""
         g = self.graph
         names = self.names(at)
         self.pick(at, names)
         q, k, v = self.linears(x, names[:3])
-        context = self.attention(q, k, v)
+        context = self.attention(q, k, v, f"{at}attention.context")
         (attended,) = self.linears(context, names[3:4])
         x = self.norm(g.node("Add", attended, x), f"{at}attention.output.LayerNorm")
         (wide,) = self.linears(x, names[4:5])
-        wide = g.node("Gelu" if self.config.hidden_act == "gelu" else "Relu", wide)
+        activation = "Gelu" if self.config.hidden_act == "gelu" else "Relu"
+        wide = g.node(activation, wide, output=f"{at}intermediate.activated")
         (narrow,) = self.linears(wide, names[5:])
         return self.norm(g.node("Add", narrow, x), f"{at}output.LayerNorm")
 
@@ -135,16 +145,7 @@ class _Bert:
         """
         g = self.graph
         self.picked: dict[Part, str] = {}  # the piece that begins with a part
-        heads = [Part(site, "a") for site in names[:3] if site in self.sites]
-        pieces = [heads] if heads else []
-        pieces += [[Part(site, "a")] for site in names[3:] if site in self.sites]
-        pieces += [[Part(site, "b")] for site in names if site in self.sites]
-        by_width: dict[int, list[list[Part]]] = {}
-        for piece in pieces:
-            by_width.setdefault(self.part_width(piece[0]), []).append(piece)
-        for width, group in by_width.items():
-            parts = tuple(part for piece in group for part in piece)
-            spec = BankSpec(f"{at}{width}", parts, width)
+        for spec, group in self.layer_banks(at, names):
             self.banks.append(spec)
             g.input(spec.name, "float32", spec.dimensions)
             own = g.node("Gather", spec.name, self.slots, axis=0)
@@ -153,6 +154,23 @@ class _Bert:
             if len(group) > 1:
                 split = g.split("Split", own, self.sizes(spec, lengths), count=len(group), axis=1)
             self.picked |= {piece[0]: value for piece, value in zip(group, split, strict=True)}
+
+    def layer_banks(self, at: str, names: Sequence[str]) -> list[tuple[BankSpec, list[list[Part]]]]:
+        """A layer's banks, each with its parts in pieces that are used together."""
+        heads = [Part(site, "a") for site in names[:3] if site in self.sites]
+        pieces = [heads] if heads else []
+        pieces += [[Part(site, "a")] for site in names[3:] if site in self.sites]
+        pieces += [[Part(site, "b")] for site in names if site in self.sites]
+        by_width: dict[int, list[list[Part]]] = {}
+        for piece in pieces:
+            by_width.setdefault(self.part_width(piece[0]), []).append(piece)
+        return [
+            (
+                BankSpec(f"{at}{width}", tuple(part for piece in group for part in piece), width),
+                group,
+            )
+            for width, group in by_width.items()
+        ]
 
     def part_width(self, part: Part) -> int:
         """I of an A, O of a B."""
@@ -170,8 +188,8 @@ class _Bert:
             self.known_sizes[lengths] = g.node("Mul", self.rank, times)
         return self.known_sizes[lengths]
 
-    def attention(self, q: str, k: str, v: str) -> str:
-        """softmax(q k^T / sqrt(D) + mask) v: `[B, S, H]` each -> `[B, S, H]`.
+    def attention(self, q: str, k: str, v: str, output: str) -> str:
+        """softmax(q k^T / sqrt(D) + mask) v: `[B, S, H]` each -> `output` `[B, S, H]`.
 
         Tokens first, so that the products step over the heads by themselves; with one row that
         transposes nothing.
@@ -188,7 +206,7 @@ class _Bert:
         context = g.node("FusedMatMul", weights, v, transBatchB=1)  # [B heads, S, D]
         context = g.node("Reshape", context, self.split_heads)
         context = g.node("Transpose", context, perm=[0, 2, 1, 3])
-        return g.node("Reshape", context, self.joined)
+        return g.node("Reshape", context, self.joined, output=output)
 
     def linears(self, x: str, sites: Sequence[str]) -> list[str]:
         """W x + b of sites that read the same x `[B, S, I]`, and each row's update of them.
@@ -196,35 +214,43 @@ class _Bert:
         The updates' first products are one.
         """
         g = self.graph
-        updates = self.updates(x, [site for site in sites if site in self.sites])
+        lows = self.lows(x, [site for site in sites if site in self.sites])
         found = []
         for site in sites:
             weight = g.constant(self.array(f"{site}.base.weight").T, f"{site}.weight")
             y = g.node("MatMul", x, weight)
             if f"{site}.base.bias" in self.weights:
                 y = g.node("Add", y, g.constant(self.array(f"{site}.base.bias"), f"{site}.bias"))
-            found.append(g.node("Add", y, updates[site]) if site in updates else y)
+            if site in lows:
+                y = self.updated(y, lows[site], self.picked[Part(site, "b")])
+            found.append(y)
         return found
 
-    def updates(self, x: str, sites: Sequence[str]) -> dict[str, str]:
-        """B A x of each row's adapter `[B, S, O]`, by site."""
+    def lows(self, x: str, sites: Sequence[str]) -> dict[str, str]:
+        """A x of each row's adapter `[B, S, R]`, by site."""
         if not sites:
             return {}
-        g = self.graph
-        a = self.picked[Part(sites[0], "a")]
-        low = g.node("FusedMatMul", x, a, transB=1)  # [B, S, R of each site]
-        count = len(sites)
-        lows = g.split("Split", low, count=count, axis=2, num_outputs=count) if count > 1 else [low]
-        return {
-            site: g.node("MatMul", part, self.picked[Part(site, "b")])
-            for site, part in zip(sites, lows, strict=True)
-        }
+        low, count = self.low(x, self.picked[Part(sites[0], "a")]), len(sites)
+        split = [low]
+        if count > 1:
+            split = self.graph.split("Split", low, count=count, axis=-1, num_outputs=count)
+        return dict(zip(sites, split, strict=True))
+
+    def low(self, x: str, a: str) -> str:
+        """X `[B, S, I]`, A `[B or 1, R, I]` -> A x `[B, S, R]`."""
+        return self.graph.node("FusedMatMul", x, a, transB=1)
+
+    def updated(self, y: str, low: str, b: str) -> str:
+        """Y `[B, S, O]` + low `[B, S, R]` times B^T `[B or 1, R, O]`."""
+        return self.graph.node("Add", y, self.graph.node("MatMul", low, b))
 
     def norm(self, x: str, at: str) -> str:
+        """LayerNorm over the last axis."""
         g = self.graph
         scale, bias = (g.constant(self.array(f"{at}.{p}"), f"{at}.{p}") for p in ("weight", "bias"))
         epsilon = float(self.config.layer_norm_eps)
-        return g.node("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
+        output = f"{at}.normalized"
+        return g.node("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon, output=output)
 
     def mean(self, hidden: str, tokens_BS: str) -> str:
         """The mean of the token states that aren't padding: `[B, S, H]` -> `[B, H]`."""

@@ -17,9 +17,11 @@ from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, SiteError, choices
 from adaptx.onnx import gate
 from adaptx.onnx import quantize as int8
+from adaptx.onnx.bert import is_shaped
 from adaptx.onnx.build import build
 from adaptx.onnx.calibration import CALIBRATION_TEXTS, calibration_rows
 from adaptx.onnx.graph import save
+from adaptx.onnx.lone import lone_model, save_beside
 from adaptx.onnx.vocabulary import Cut, cut_table, new_id
 from adaptx.runtime.bank import Chunk
 from adaptx.runtime.layout import (
@@ -27,6 +29,7 @@ from adaptx.runtime.layout import (
     CHECK,
     IDS,
     INPUT_IDS,
+    LONE,
     MASK,
     MODEL,
     QUANTIZATIONS,
@@ -62,7 +65,7 @@ def export(
     """Write the bundle of `adapters` to the folder `output`; returns its parity report.
 
     quantize    "int8" (weights, activations and vocabulary) or "fp32"
-    bank        "fp32" or "fp16", of the adapters in memory; None: fp16 beside int8, else fp32
+    bank        "fp32" or, beside int8, "fp16", of the adapters in memory: half of it
     sites       where adapters may attach: names, or "all"; None: where any of these does. Adapters
                 added later may attach nowhere else
     dev         labelled rows by an adapter's name: its accuracy may not fall by more than
@@ -74,7 +77,7 @@ def export(
     torch; OptionError for what can't be exported, before any work.
     """
     quantized, say = _checked(quantize, QUANTIZATIONS) == "int8", say or (lambda _: None)
-    dtype = BANKS[_checked(bank or ("fp16" if quantized else "fp32"), BANKS)]
+    dtype = BANKS[_checked(bank or "fp32", BANKS)]
     if dtype == "float16" and not quantized:
         raise OptionError("bank='fp16' goes with quantize='int8': fp32 is there to be exact.")
     chosen = chosen_sites(encoder, adapters, sites)
@@ -92,6 +95,10 @@ def export(
         if vocabulary:
             model = cut_table(model, vocabulary.kept)
         save(model, made / MODEL)
+        row, pieces = lone_model(encoder, chosen) if is_shaped(encoder.config) else (None, [])
+        if row is not None:
+            row = cut_table(row, vocabulary.kept) if vocabulary else row
+            save_beside(row, made / LONE, made / MODEL)
         facts = BundleFacts(
             encoder=encoder.name,
             fingerprint=encoder.fingerprint,
@@ -103,6 +110,7 @@ def export(
             bank_dtype="float32",
             quantization="fp32",
             adapters=tuple(adapter.name for adapter in adapters),
+            pieces=tuple(pieces),
             vocabulary=_about(vocabulary) if vocabulary else {},
         )
         say("asking torch")
@@ -139,6 +147,11 @@ def export(
                 small = int8.with_half_banks(small, banks)
             (made / WEIGHTS).unlink(missing_ok=True)
             save(small, made / MODEL)
+            if row is not None:  # what its products read has the same names, so the same ranges
+                row, _ = int8.quantize(row, ranges)
+                if dtype == "float16":
+                    row = int8.with_half_pieces(row, pieces)
+                save_beside(row, made / LONE, made / MODEL)
             beside = onnx.load(made / MODEL, load_external_data=False)
             onnx.save(int8.with_saturation(beside), made / CHECK)
             facts = replace(facts, quantization="int8", bank_dtype=dtype)

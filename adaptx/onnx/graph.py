@@ -47,13 +47,15 @@ class Graph:
         self.constants[name] = np.ascontiguousarray(array).reshape(array.shape)
         return name
 
-    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """A node with one output."""
-        return self.split(op, *inputs, count=1, **attributes)[0]
+    def node(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """A node with one output, which `output` may name."""
+        return self.split(op, *inputs, count=1, output=output, **attributes)[0]
 
-    def split(self, op: str, *inputs: str, count: int, **attributes: Any) -> list[str]:
+    def split(
+        self, op: str, *inputs: str, count: int, output: str | None = None, **attributes: Any
+    ) -> list[str]:
         """A node with `count` outputs."""
-        name = f"{op}_{len(self.nodes)}"
+        name = output or f"{op}_{len(self.nodes)}"
         outputs = [f"{name}_{i}" if i else name for i in range(count)]
         domain = MICROSOFT if op in _OWN else ""
         made = helper.make_node(op, list(inputs), outputs, name=name, domain=domain, **attributes)

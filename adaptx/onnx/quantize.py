@@ -26,7 +26,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from adaptx.onnx.graph import MICROSOFT, save
-from adaptx.runtime.layout import SATURATION, BankSpec
+from adaptx.runtime.layout import SATURATION, BankSpec, Piece
 
 ALPHAS = (0.65, 0.7, 0.75, 0.8)
 SAMPLED = 768  # tokens kept for the search
@@ -314,5 +314,27 @@ def with_half_banks(model: onnx.ModelProto, banks: Sequence[BankSpec]) -> onnx.M
                 helper.make_node("Cast", [f"{picked}/half"], [picked], f"{picked}/whole", to=1)
             )
     del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    return made
+
+
+def with_half_pieces(model: onnx.ModelProto, pieces: Sequence[Piece]) -> onnx.ModelProto:
+    """A lone row's model (adaptx.onnx.lone) with pieces of fp16, widened as they come in."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    names = {piece.name for piece in pieces}
+    for value in made.graph.input:
+        if value.name in names:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for node in made.graph.node:
+        for i, name in enumerate(node.input):
+            if name in names:
+                node.input[i] = f"{name}/whole"
+    nodes = list(made.graph.node)
+    del made.graph.node[:]
+    made.graph.node.extend(
+        helper.make_node("Cast", [name], [f"{name}/whole"], f"{name}/whole", to=1)
+        for name in sorted(names)
+    )
     made.graph.node.extend(nodes)
     return made

@@ -2,6 +2,7 @@
 
     bundle.json                 `BundleFacts`, their own sha256, and that of every file
     model.onnx, model.onnx.data the graph (see adaptx.onnx.build) and its weights
+    lone.onnx                   the same for a lone row (adaptx.onnx.lone); BERT-shaped only
     check.onnx                  the same graph, which also says how much saturates; int8 only
     tokenizer.json
     probe.safetensors           token ids, and torch's fp32 outputs for them (adaptx.runtime.verify)
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +28,8 @@ from adaptx import storage
 from adaptx.adapters.folder import check_name
 from adaptx.errors import FolderError, OptionError
 
-MODEL, CHECK, TOKENIZER, PROBE = "model.onnx", "check.onnx", "tokenizer.json", "probe.safetensors"
+MODEL, LONE, CHECK = "model.onnx", "lone.onnx", "check.onnx"
+TOKENIZER, PROBE = "tokenizer.json", "probe.safetensors"
 WEIGHTS = MODEL + ".data"
 ADAPTERS = "adapters"
 INPUT_IDS, MASK, IDS = "input_ids", "attention_mask", "adapter_ids"
@@ -61,10 +64,21 @@ class BankSpec:
         return ["slots", f"rank_{len(self.parts)}", self.width]
 
 
+class Piece(NamedTuple):
+    """An input of lone.onnx: `parts` parts of a bank, from its part `start` on."""
+
+    name: str
+    bank: str
+    start: int
+    parts: int
+
+
 @dataclass(frozen=True)
 class BundleFacts:
     """What bundle.json says.
 
+    banks         what model.onnx takes
+    pieces        what lone.onnx takes; empty where there is none, or no bank
     bank_dtype    of the banks that the graph takes
     quantization  "int8" or "fp32"
     saturation    of int8: the largest share of values at the ends of their range that the bundle's
@@ -83,6 +97,7 @@ class BundleFacts:
     bank_dtype: str
     quantization: str
     adapters: tuple[str, ...]
+    pieces: tuple[Piece, ...] = ()
     saturation: float = 0.0
     parity: dict[str, Any] = field(default_factory=dict)
     vocabulary: dict[str, Any] = field(default_factory=dict)
@@ -148,10 +163,32 @@ def read_bundle(folder: Path) -> tuple[BundleFacts, dict[str, Any]]:
             for b in manifest["banks"]
         )
         adapters = tuple(map(check_name, manifest["adapters"]))  # each is a folder's name too
+        pieces = tuple(Piece(str(n), str(b), int(s), int(c)) for n, b, s, c in manifest["pieces"])
+        parts = {bank.name: len(bank.parts) for bank in banks}
+        if any(not 0 <= p.start < p.start + p.parts <= parts[p.bank] for p in pieces):
+            raise ValueError("a piece that no bank has")
     except (KeyError, TypeError, ValueError, OptionError) as error:
         raise FolderError(f"{path} isn't whole: {error!r}.") from None
     known = {name: manifest[name] for name in _KINDS}
-    return BundleFacts(**known, banks=banks, adapters=adapters), manifest
+    return BundleFacts(**known, banks=banks, adapters=adapters, pieces=pieces), manifest
+
+
+def check_locations(folder: Path) -> None:
+    """Refuse a graph whose weights would be read from anywhere but the bundle's own file.
+
+    onnxruntime refuses it too, in its newer releases; here the entries `location` of the graphs'
+    external data are looked for in the files as they are.
+    """
+    for name in (MODEL, LONE, CHECK):
+        path = folder / name
+        data = path.read_bytes() if path.is_file() else b""
+        for found in re.finditer(rb"\x0a\x08location\x12([\x00-\x7f])", data):
+            location = data[found.end() : found.end() + found[1][0]]
+            if location != WEIGHTS.encode():
+                raise FolderError(
+                    f"{path} takes weights from {location.decode(errors='replace')!r}, out of the "
+                    f"bundle: it isn't opened."
+                )
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> None:

@@ -32,6 +32,7 @@ from adaptx.runtime.layout import (
     WEIGHTS,
     BundleFacts,
     check_files,
+    check_locations,
     read_bundle,
 )
 from adaptx.runtime.loading import load
@@ -95,12 +96,13 @@ class Runtime:
                 raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
         folder = Path(folder)
         facts, listed = read_bundle(folder)
-        sessions = Sessions(folder, threads or cores(), arena)
+        sessions = Sessions(folder, facts, threads or cores(), arena)
         check_files(folder, listed, but=(WEIGHTS,))
+        check_locations(folder)
         # onnxruntime and sha256 let other threads run meanwhile; reading a tokenizer takes longest.
         with ThreadPoolExecutor(2) as beside:
             whole = beside.submit(storage.check_file, folder, WEIGHTS, listed)
-            opened = beside.submit(sessions.session, sessions.threads)
+            opened = beside.submit(sessions.first)
             text = _text_encoder(folder, facts)
             whole.result()
             opened.result()

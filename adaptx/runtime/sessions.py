@@ -1,7 +1,8 @@
 """onnxruntime sessions of a bundle's graph, and how rows share them.
 
 Many rows go to workers of one thread each, a few rows at a time, whose states stay in a core's
-cache; a lone batch of a few rows goes to one session with all threads. Both give the same bits.
+cache; a lone row goes to one session with all threads, and a graph of its own. All give the same
+bits.
 Each session is opened when it is first needed. B rows, S tokens, H width.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,19 @@ import numpy as np
 
 from adaptx.errors import FolderError
 from adaptx.runtime.bank import Chunk
-from adaptx.runtime.layout import HIDDEN, IDS, INPUT_IDS, MASK, MEAN, MODEL
+from adaptx.runtime.layout import (
+    HIDDEN,
+    IDS,
+    INPUT_IDS,
+    LONE,
+    MASK,
+    MEAN,
+    MODEL,
+    BundleFacts,
+)
 
 ROWS, TOKENS = 8, 512  # of a micro-batch, at most (but one row may be longer)
+BINDINGS = 64  # that a thread keeps
 
 
 def cores() -> int:
@@ -62,20 +74,26 @@ class MicroBatch:
 class Sessions:
     """The sessions and workers of a bundle."""
 
-    def __init__(self, folder: Path, threads: int, arena: bool):
-        self.path, self.threads, self.arena = folder / MODEL, threads, arena
-        self._opened: dict[int, Any] = {}
+    def __init__(self, folder: Path, facts: BundleFacts, threads: int, arena: bool):
+        self.folder, self.facts, self.threads, self.arena = folder, facts, threads, arena
+        self.has_lone = (folder / LONE).is_file()
+        self._opened: dict[tuple[str, int], Any] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
         self._running = 0
         self._workers: ThreadPoolExecutor | None = None
 
-    def session(self, threads: int) -> Any:
-        """The session with so many threads."""
+    def session(self, name: str, threads: int) -> Any:
+        """The session of one of the bundle's graphs with so many threads."""
         with self._lock:
-            if threads not in self._opened:
-                self._opened[threads] = open_session(self.path, threads, arena=self.arena)
-            return self._opened[threads]
+            if (name, threads) not in self._opened:
+                opened = open_session(self.folder / name, threads, arena=self.arena)
+                self._opened[name, threads] = opened
+            return self._opened[name, threads]
+
+    def first(self) -> Any:
+        """The session that a lone text takes."""
+        return self.session(LONE if self.has_lone else MODEL, self.threads)
 
     def rows_at_once(self, rows: int, tokens: int) -> int:
         """How many rows of up to `tokens` tokens make a micro-batch, of `rows` in all."""
@@ -89,28 +107,33 @@ class Sessions:
             alone = self._running == 1 and len(batches) == 1
         try:
             if alone or self.threads == 1:
-                session = self.session(self.threads)
-                return [self._one(session, batch) for batch in batches]
-            session = self.session(1)
+                return [self._one(batch, self.threads) for batch in batches]
             with self._lock:
                 if self._workers is None:
                     self._workers = ThreadPoolExecutor(self.threads, "adaptx")
                 jobs: list[Future[Any]] = [
-                    self._workers.submit(self._one, session, batch) for batch in batches
+                    self._workers.submit(self._one, batch, 1) for batch in batches
                 ]
             return [job.result() for job in jobs]
         finally:
             with self._lock:
                 self._running -= 1
 
-    def _one(self, session: Any, batch: MicroBatch) -> tuple[np.ndarray, np.ndarray | None]:
-        binding = self._binding(session, batch.chunk)
+    def _one(self, batch: MicroBatch, threads: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """A lone row of a lone request goes through its own graph; it gives the same bits."""
+        lone = self.has_lone and threads == self.threads and batch.mask.shape[0] == 1
+        if lone and batch.mask.all():
+            session = self.session(LONE, threads)
+            binding = self._pieces(session, batch.chunk, int(batch.slots[0]))
+        else:
+            session = self.session(MODEL, threads)
+            binding = self._banks(session, batch.chunk)
+            binding.bind_cpu_input(MASK, batch.mask)
+            if batch.chunk.values:
+                same = bool((batch.slots == batch.slots[0]).all())
+                slots = batch.slots[:1] if same else batch.slots
+                binding.bind_cpu_input(IDS, np.ascontiguousarray(slots[:, None]))
         binding.bind_cpu_input(INPUT_IDS, batch.input_ids)
-        binding.bind_cpu_input(MASK, batch.mask)
-        if batch.chunk.values:
-            same = bool((batch.slots == batch.slots[0]).all())
-            slots = batch.slots[:1] if same else batch.slots
-            binding.bind_cpu_input(IDS, np.ascontiguousarray(slots[:, None]))
         binding.clear_binding_outputs()
         binding.bind_output(MEAN)
         if batch.hidden:
@@ -119,16 +142,29 @@ class Sessions:
         mean, *hidden = binding.copy_outputs_to_cpu()
         return mean, hidden[0] if hidden else None
 
-    def _binding(self, session: Any, chunk: Chunk) -> Any:
-        """The binding of a chunk for the thread that asks: some hundred inputs, bound once."""
-        held: dict[tuple[int, int], tuple[Any, Chunk]]
-        held = self._local.__dict__.setdefault("bindings", {})
-        key = (id(session), id(chunk))  # both live on in the binding
+    def _banks(self, session: Any, chunk: Chunk) -> Any:
+        """The asking thread's binding of a chunk's banks."""
+        return self._bound(session, chunk, -1, lambda: chunk.values)
+
+    def _pieces(self, session: Any, chunk: Chunk, slot: int) -> Any:
+        """The asking thread's binding of one slot's pieces, which lie in the banks."""
+        return self._bound(session, chunk, slot, lambda: chunk.pieces(self.facts.pieces, slot))
+
+    def _bound(
+        self, session: Any, chunk: Chunk, slot: int, values: Callable[[], Mapping[str, Any]]
+    ) -> Any:
+        """A binding with some hundred inputs, bound once: those used last are kept."""
+        held: OrderedDict[tuple[int, int, int], tuple[Any, Any, Chunk]]
+        held = self._local.__dict__.setdefault("bindings", OrderedDict())
+        key = (id(session), id(chunk), slot)  # all three live on in what is kept
         if key not in held:
-            binding = session.io_binding()
-            for name, value in chunk.values.items():
+            binding, inputs = session.io_binding(), values()
+            for name, value in inputs.items():
                 binding.bind_ortvalue_input(name, value)
-            held[key] = (binding, chunk)
+            held[key] = (binding, inputs, chunk)
+            if len(held) > BINDINGS:
+                held.popitem(last=False)
+        held.move_to_end(key)
         return held[key][0]
 
     def close(self) -> None:

@@ -67,14 +67,14 @@ def test_a_bundle_has_the_files_that_are_described(encoder, adapters, tmp_path):
     steps = []
     report = ax.export(encoder, adapters, tmp_path / "bundle", say=steps.append)
     assert left(tmp_path / "bundle") == [
-        "adapters", "bundle.json", "check.onnx", "model.onnx", "model.onnx.data",
+        "adapters", "bundle.json", "check.onnx", "lone.onnx", "model.onnx", "model.onnx.data",
         "probe.safetensors", "tokenizer.json",
     ]  # fmt: skip
     assert left(tmp_path / "bundle" / "adapters") == ["one", "two"]
     facts, _ = read_bundle(tmp_path / "bundle")
     assert (facts.quantization, facts.bank_dtype, facts.adapters) == (
         "int8",
-        "float16",
+        "float32",
         ("one", "two"),
     )
     assert facts.fingerprint == encoder.fingerprint and facts.max_length == 64

@@ -81,7 +81,9 @@ def bundles(encoder, adapters, tmp_path_factory):
     """The bundles' folders by quantization; read only."""
     folder = tmp_path_factory.mktemp("bundles")
     for quantization in ("int8", "fp32"):
-        ax.export(encoder, list(adapters.values()), folder / quantization, quantize=quantization)
+        bank = "fp16" if quantization == "int8" else None
+        given = list(adapters.values())
+        ax.export(encoder, given, folder / quantization, quantize=quantization, bank=bank)
     return {path.name: path for path in folder.iterdir()}
 
 

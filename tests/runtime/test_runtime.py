@@ -43,7 +43,7 @@ def same_as_torch(answers, wanted):
             assert answer.prediction.scores == pytest.approx(right.scores, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", [None, *{name for name in MIXED if name}])
+@pytest.mark.parametrize("name", [None, *sorted({name for name in MIXED if name})])
 def test_one_adapter_for_all_rows_answers_as_torch(exact, encoder, adapters, name):
     wanted = encoder.predict(TEXTS, adapters[name] if name else None)
     answers = exact.predict(TEXTS, name)
