@@ -46,8 +46,6 @@ class BertGraph:
         self.weights: Mapping[str, Any] = encoder.model.state_dict()
         self.graph = Graph()
         self.banks: list[BankSpec] = []
-        self.rank: str | None = None  # of the banks, as a value of the graph
-        self.known_sizes: dict[tuple[int, ...], str] = {}
         self.heads = self.config.num_attention_heads
         self.width = self.config.hidden_size
         self.head_width = self.width // self.heads
@@ -120,7 +118,7 @@ class BertGraph:
         """Attention and FFN, each normalized after its residual: `[B, S, H]` -> `[B, S, H]`."""
         g = self.graph
         names = self.names(at)
-        self.pick(at, names)
+        self.pick(names)
         q, k, v = self.linears(x, names[:3])
         context = self.attention(q, k, v, f"{at}attention.context")
         (attended,) = self.linears(context, names[3:4])
@@ -137,56 +135,29 @@ class BertGraph:
         others = ("attention.output", "intermediate", "output")
         return [*heads, *(f"{at}{name}.dense" for name in others)]
 
-    def pick(self, at: str, names: Sequence[str]) -> None:
-        """Each row's own weights at a layer: a bank for each width, picked and split once.
-
-        Small batches are bound by the number of nodes: two banks a layer beat one for each part.
-        The A of query, key and value stay one piece, as they read the same input.
-        """
+    def pick(self, names: Sequence[str]) -> None:
+        """Each row's own weights at a layer's sites, by the part that a bank begins with."""
         g = self.graph
-        self.picked: dict[Part, str] = {}  # the piece that begins with a part
-        for spec, group in self.layer_banks(at, names):
+        self.picked: dict[Part, str] = {}
+        for spec in self.layer_banks(names):
             self.banks.append(spec)
             g.input(spec.name, "float32", spec.dimensions)
-            own = g.node("Gather", spec.name, self.slots, axis=0)
-            lengths = tuple(len(piece) for piece in group)
-            split = [own]
-            if len(group) > 1:
-                split = g.split("Split", own, self.sizes(spec, lengths), count=len(group), axis=1)
-            self.picked |= {piece[0]: value for piece, value in zip(group, split, strict=True)}
+            self.picked[spec.parts[0]] = g.node("Gather", spec.name, self.slots, axis=0)
 
-    def layer_banks(self, at: str, names: Sequence[str]) -> list[tuple[BankSpec, list[list[Part]]]]:
-        """A layer's banks, each with its parts in pieces that are used together."""
-        heads = [Part(site, "a") for site in names[:3] if site in self.sites]
-        pieces = [heads] if heads else []
-        pieces += [[Part(site, "a")] for site in names[3:] if site in self.sites]
-        pieces += [[Part(site, "b")] for site in names if site in self.sites]
-        by_width: dict[int, list[list[Part]]] = {}
-        for piece in pieces:
-            by_width.setdefault(self.part_width(piece[0]), []).append(piece)
-        return [
-            (
-                BankSpec(f"{at}{width}", tuple(part for piece in group for part in piece), width),
-                group,
-            )
-            for width, group in by_width.items()
-        ]
-
-    def part_width(self, part: Part) -> int:
-        """I of an A, O of a B."""
-        site = self.encoder.sites[part.site]
-        return site.in_features if part.kind == "a" else site.out_features
-
-    def sizes(self, spec: BankSpec, lengths: tuple[int, ...]) -> str:
-        """The rows of each piece of a bank: so many times the rank, which all banks share."""
-        g = self.graph
-        if self.rank is None:
-            rows = g.node("Shape", spec.name, start=1, end=2)
-            self.rank = g.node("Div", rows, g.constant(np.array([len(spec.parts)], np.int64)))
-        if lengths not in self.known_sizes:
-            times = g.constant(np.array(lengths, np.int64))
-            self.known_sizes[lengths] = g.node("Mul", self.rank, times)
-        return self.known_sizes[lengths]
+    def layer_banks(self, names: Sequence[str]) -> list[BankSpec]:
+        """A layer's banks: one for each part, but for the A of query, key and value, which read
+        the same input: theirs is one, and so is their product.
+        """
+        heads = tuple(Part(site, "a") for site in names[:3] if site in self.sites)
+        groups = [heads] if heads else []
+        groups += [(Part(site, "a"),) for site in names[3:] if site in self.sites]
+        groups += [(Part(site, "b"),) for site in names if site in self.sites]
+        found = []
+        for parts in groups:
+            site = self.encoder.sites[parts[0].site]
+            width = site.in_features if parts[0].kind == "a" else site.out_features
+            found.append(BankSpec(".".join(parts[0]), parts, width))
+        return found
 
     def attention(self, q: str, k: str, v: str, output: str) -> str:
         """softmax(q k^T / sqrt(D) + mask) v: `[B, S, H]` each -> `output` `[B, S, H]`.

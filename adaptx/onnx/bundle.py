@@ -95,7 +95,7 @@ def export(
         if vocabulary:
             model = cut_table(model, vocabulary.kept)
         save(model, made / MODEL)
-        row, pieces = lone_model(encoder, chosen) if is_shaped(encoder.config) else (None, [])
+        row = lone_model(encoder, chosen) if is_shaped(encoder.config) else None
         if row is not None:
             row = cut_table(row, vocabulary.kept) if vocabulary else row
             save_beside(row, made / LONE, made / MODEL)
@@ -110,7 +110,6 @@ def export(
             bank_dtype="float32",
             quantization="fp32",
             adapters=tuple(adapter.name for adapter in adapters),
-            pieces=tuple(pieces),
             vocabulary=_about(vocabulary) if vocabulary else {},
         )
         say("asking torch")
@@ -150,7 +149,7 @@ def export(
             if row is not None:  # what its products read has the same names, so the same ranges
                 row, _ = int8.quantize(row, ranges)
                 if dtype == "float16":
-                    row = int8.with_half_pieces(row, pieces)
+                    row = int8.with_half_slots(row, banks)
                 save_beside(row, made / LONE, made / MODEL)
             beside = onnx.load(made / MODEL, load_external_data=False)
             onnx.save(int8.with_saturation(beside), made / CHECK)

@@ -19,28 +19,21 @@ import numpy as np
 import onnx
 
 from adaptx.onnx.bert import BertGraph
-from adaptx.runtime.layout import HIDDEN, INPUT_IDS, MEAN, Piece
+from adaptx.runtime.layout import HIDDEN, INPUT_IDS, MEAN
 
 if TYPE_CHECKING:
     from adaptx.encoder.encoder import Encoder
 
 
-def lone_model(encoder: Encoder, sites: Sequence[str]) -> tuple[onnx.ModelProto, list[Piece]]:
-    """The fp32 model of one row, and the pieces of banks that it takes.
-
-    input_ids int64 [1, S], a piece fp32 [R of its parts, width] for each Piece -> hidden fp32
-    [1, S, H], mean fp32 [1, H].
+def lone_model(encoder: Encoder, sites: Sequence[str]) -> onnx.ModelProto:
+    """The fp32 model of one row: input_ids int64 [1, S], and by the name of each bank a slot of it,
+    fp32 [R of its parts, width] -> hidden fp32 [1, S, H], mean fp32 [1, H].
     """
-    graph = _LoneGraph(encoder, sites)
-    return graph.lone(), graph.pieces
+    return _LoneGraph(encoder, sites).lone()
 
 
 class _LoneGraph(BertGraph):
     """States are `[S, H]` all the way."""
-
-    def __init__(self, encoder: Encoder, sites: Sequence[str]):
-        super().__init__(encoder, sites)
-        self.pieces: list[Piece] = []
 
     def lone(self) -> onnx.ModelProto:
         """Build it."""
@@ -60,17 +53,12 @@ class _LoneGraph(BertGraph):
         """`[1, S, H]` -> `[S, H]`."""
         return self.graph.node("Reshape", embedded, self.joined)
 
-    def pick(self, at: str, names: Sequence[str]) -> None:
-        """Each piece of a layer's banks is an input."""
+    def pick(self, names: Sequence[str]) -> None:
+        """A slot of each of a layer's banks is an input."""
         self.picked = {}
-        for spec, group in self.layer_banks(at, names):
-            start = 0
-            for parts in group:
-                name = f"{spec.name}/{start}"
-                self.pieces.append(Piece(name, spec.name, start, len(parts)))
-                shape: list[str | int] = [f"rank_{len(parts)}", spec.width]
-                self.picked[parts[0]] = self.graph.input(name, "float32", shape)
-                start += len(parts)
+        for spec in self.layer_banks(names):
+            _, *dimensions = spec.dimensions
+            self.picked[spec.parts[0]] = self.graph.input(spec.name, "float32", dimensions)
 
     def attention(self, q: str, k: str, v: str, output: str) -> str:
         """softmax(q k^T / sqrt(D)) v: `[S, H]` each -> `output` `[S, H]`."""

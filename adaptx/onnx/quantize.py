@@ -26,7 +26,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from adaptx.onnx.graph import MICROSOFT, save
-from adaptx.runtime.layout import SATURATION, BankSpec, Piece
+from adaptx.runtime.layout import SATURATION, BankSpec
 
 ALPHAS = (0.65, 0.7, 0.75, 0.8)
 SAMPLED = 768  # tokens kept for the search
@@ -318,23 +318,22 @@ def with_half_banks(model: onnx.ModelProto, banks: Sequence[BankSpec]) -> onnx.M
     return made
 
 
-def with_half_pieces(model: onnx.ModelProto, pieces: Sequence[Piece]) -> onnx.ModelProto:
-    """A lone row's model (adaptx.onnx.lone) with pieces of fp16, widened as they come in."""
+def with_half_slots(model: onnx.ModelProto, banks: Sequence[BankSpec]) -> onnx.ModelProto:
+    """A lone row's model (adaptx.onnx.lone) with slots of fp16, widened as they come in."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    names = {piece.name for piece in pieces}
+    names = [bank.name for bank in banks]
     for value in made.graph.input:
         if value.name in names:
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    for node in made.graph.node:
+    nodes = [
+        helper.make_node("Cast", [name], [f"{name}/whole"], f"{name}/whole", to=1) for name in names
+    ]
+    nodes += made.graph.node
+    for node in nodes[len(names) :]:
         for i, name in enumerate(node.input):
             if name in names:
                 node.input[i] = f"{name}/whole"
-    nodes = list(made.graph.node)
     del made.graph.node[:]
-    made.graph.node.extend(
-        helper.make_node("Cast", [name], [f"{name}/whole"], f"{name}/whole", to=1)
-        for name in sorted(names)
-    )
     made.graph.node.extend(nodes)
     return made

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from adaptx.errors import FolderError, choices
-from adaptx.runtime.layout import BankSpec, Piece
+from adaptx.runtime.layout import BankSpec
 from adaptx.runtime.rows import bank_rows
 
 LEAST_RANK = 4
@@ -43,16 +43,14 @@ class Chunk:
         """Bytes of one slot."""
         return sum(array[0].nbytes for array in self.arrays.values())
 
-    def pieces(self, pieces: Sequence[Piece], slot: int) -> dict[str, Any]:
-        """A slot's pieces `[R of its parts, width]` by name: views, so nothing is copied."""
+    def slot_values(self, slot: int) -> dict[str, Any]:
+        """A slot of each bank, `[R of each part, width]`: as it lies there, not a copy."""
         import onnxruntime
 
-        found = {}
-        for piece in pieces:
-            rows = slice(piece.start * self.rank, (piece.start + piece.parts) * self.rank)
-            view = self.arrays[piece.bank][slot, rows]
-            found[piece.name] = onnxruntime.OrtValue.ortvalue_from_numpy(view)
-        return found
+        return {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array[slot])
+            for name, array in self.arrays.items()
+        }
 
 
 @dataclass(frozen=True)

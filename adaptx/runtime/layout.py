@@ -64,21 +64,10 @@ class BankSpec:
         return ["slots", f"rank_{len(self.parts)}", self.width]
 
 
-class Piece(NamedTuple):
-    """An input of lone.onnx: `parts` parts of a bank, from its part `start` on."""
-
-    name: str
-    bank: str
-    start: int
-    parts: int
-
-
 @dataclass(frozen=True)
 class BundleFacts:
     """What bundle.json says.
 
-    banks         what model.onnx takes
-    pieces        what lone.onnx takes; empty where there is none, or no bank
     bank_dtype    of the banks that the graph takes
     quantization  "int8" or "fp32"
     saturation    of int8: the largest share of values at the ends of their range that the bundle's
@@ -97,7 +86,6 @@ class BundleFacts:
     bank_dtype: str
     quantization: str
     adapters: tuple[str, ...]
-    pieces: tuple[Piece, ...] = ()
     saturation: float = 0.0
     parity: dict[str, Any] = field(default_factory=dict)
     vocabulary: dict[str, Any] = field(default_factory=dict)
@@ -163,14 +151,10 @@ def read_bundle(folder: Path) -> tuple[BundleFacts, dict[str, Any]]:
             for b in manifest["banks"]
         )
         adapters = tuple(map(check_name, manifest["adapters"]))  # each is a folder's name too
-        pieces = tuple(Piece(str(n), str(b), int(s), int(c)) for n, b, s, c in manifest["pieces"])
-        parts = {bank.name: len(bank.parts) for bank in banks}
-        if any(not 0 <= p.start < p.start + p.parts <= parts[p.bank] for p in pieces):
-            raise ValueError("a piece that no bank has")
     except (KeyError, TypeError, ValueError, OptionError) as error:
         raise FolderError(f"{path} isn't whole: {error!r}.") from None
     known = {name: manifest[name] for name in _KINDS}
-    return BundleFacts(**known, banks=banks, adapters=adapters, pieces=pieces), manifest
+    return BundleFacts(**known, banks=banks, adapters=adapters), manifest
 
 
 def check_locations(folder: Path) -> None:

@@ -96,7 +96,7 @@ class Runtime:
                 raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
         folder = Path(folder)
         facts, listed = read_bundle(folder)
-        sessions = Sessions(folder, facts, threads or cores(), arena)
+        sessions = Sessions(folder, threads or cores(), arena)
         check_files(folder, listed, but=(WEIGHTS,))
         check_locations(folder)
         # onnxruntime and sha256 let other threads run meanwhile; reading a tokenizer takes longest.

@@ -29,7 +29,6 @@ from adaptx.runtime.layout import (
     MASK,
     MEAN,
     MODEL,
-    BundleFacts,
 )
 
 ROWS, TOKENS = 8, 512  # of a micro-batch, at most (but one row may be longer)
@@ -74,8 +73,8 @@ class MicroBatch:
 class Sessions:
     """The sessions and workers of a bundle."""
 
-    def __init__(self, folder: Path, facts: BundleFacts, threads: int, arena: bool):
-        self.folder, self.facts, self.threads, self.arena = folder, facts, threads, arena
+    def __init__(self, folder: Path, threads: int, arena: bool):
+        self.folder, self.threads, self.arena = folder, threads, arena
         self.has_lone = (folder / LONE).is_file()
         self._opened: dict[tuple[str, int], Any] = {}
         self._lock = threading.Lock()
@@ -124,7 +123,7 @@ class Sessions:
         lone = self.has_lone and threads == self.threads and batch.mask.shape[0] == 1
         if lone and batch.mask.all():
             session = self.session(LONE, threads)
-            binding = self._pieces(session, batch.chunk, int(batch.slots[0]))
+            binding = self._slot(session, batch.chunk, int(batch.slots[0]))
         else:
             session = self.session(MODEL, threads)
             binding = self._banks(session, batch.chunk)
@@ -146,9 +145,9 @@ class Sessions:
         """The asking thread's binding of a chunk's banks."""
         return self._bound(session, chunk, -1, lambda: chunk.values)
 
-    def _pieces(self, session: Any, chunk: Chunk, slot: int) -> Any:
-        """The asking thread's binding of one slot's pieces, which lie in the banks."""
-        return self._bound(session, chunk, slot, lambda: chunk.pieces(self.facts.pieces, slot))
+    def _slot(self, session: Any, chunk: Chunk, slot: int) -> Any:
+        """The asking thread's binding of one slot."""
+        return self._bound(session, chunk, slot, lambda: chunk.slot_values(slot))
 
     def _bound(
         self, session: Any, chunk: Chunk, slot: int, values: Callable[[], Mapping[str, Any]]

@@ -270,7 +270,7 @@ def test_our_loader_gives_the_arrays_and_knows_the_encoder(small, built, adapter
         load_ort_adapter(folder / "yo.onnx_adapter", banks, version=version + 1)
 
 
-WIDE, NARROW = "encoder.layer.1.64", "encoder.layer.1.32"  # banks of 2 and of 10 parts
+SITE = "encoder.layer.1.output.dense"  # the only one in its banks
 
 
 def test_what_onnxruntime_takes_in_silence_our_loader_refuses(small, built, written, tmp_path):
@@ -278,15 +278,15 @@ def test_what_onnxruntime_takes_in_silence_our_loader_refuses(small, built, writ
     session, whole = open_session(folder / "model.onnx"), folder / "yo.onnx_adapter"
     wanted = run_active(session, whole)[0]
 
-    lacking = rewritten(whole, tmp_path / "lacking", **{f"{NARROW}": None})
+    lacking = rewritten(whole, tmp_path / "lacking", **{f"{SITE}.b": None})
     assert apart(run_active(session, lacking)[0], wanted) > 1e-3  # the site's update is lost
-    with pytest.raises(FolderError, match=rf"lacks 1 tensors: {NARROW}"):
+    with pytest.raises(FolderError, match=rf"lacks 1 tensors: {SITE}\.b"):
         load_ort_adapter(lacking, banks)
 
-    holed = np.full((1, 10, small.hidden_size), np.nan, np.float32)
-    holed = rewritten(whole, tmp_path / "nan", **{f"{NARROW}": holed})
+    holed = np.full((1, 1, small.hidden_size), np.nan, np.float32)
+    holed = rewritten(whole, tmp_path / "nan", **{f"{SITE}.b": holed})
     assert np.isnan(run_active(session, holed)[0]).any()
-    with pytest.raises(FolderError, match=rf"{NARROW} has NaN or infinite"):
+    with pytest.raises(FolderError, match=rf"{SITE}\.b has NaN or infinite"):
         load_ort_adapter(holed, banks)
 
 
@@ -294,20 +294,20 @@ def test_what_onnxruntime_takes_in_silence_our_loader_refuses(small, built, writ
     ("changed", "message"),
     [
         (lambda a: {"query.a": a}, "1 tensors too many: query.a"),
-        (lambda a: {f"{WIDE}": a.astype(np.float16)}, rf"{WIDE} must be fp32"),
-        (lambda a: {f"{WIDE}": a[..., :-1].copy()}, rf"{WIDE} \[1, 2, 63\] instead of"),
-        (lambda a: {f"{WIDE}": a[0]}, rf"{WIDE} \[2, 64\] instead of \[1, 2, 64\]"),
-        (lambda a: {f"{WIDE}": np.repeat(a, 2, 0)}, r"\[2, 2, 64\] instead of"),
-        (lambda a: {f"{WIDE}": np.repeat(a, 3, 1)}, r"\[1, 6, 64\] instead of"),
-        (lambda a: {f"{WIDE}": a[:, :0].copy()}, r"\[1, 0, 64\] instead of"),
-        (lambda a: {f"{WIDE}": a * np.inf}, rf"{WIDE} has NaN or infinite"),
+        (lambda a: {f"{SITE}.a": a.astype(np.float16)}, rf"{SITE}\.a must be fp32"),
+        (lambda a: {f"{SITE}.a": a[..., :-1].copy()}, rf"{SITE}\.a \[1, 1, 63\] instead of"),
+        (lambda a: {f"{SITE}.a": a[0]}, rf"{SITE}\.a \[1, 64\] instead of \[1, 1, 64\]"),
+        (lambda a: {f"{SITE}.a": np.repeat(a, 2, 0)}, r"\[2, 1, 64\] instead of"),
+        (lambda a: {f"{SITE}.a": np.repeat(a, 3, 1)}, r"\[1, 3, 64\] instead of"),
+        (lambda a: {f"{SITE}.a": a[:, :0].copy()}, r"\[1, 0, 64\] instead of"),
+        (lambda a: {f"{SITE}.a": a * np.inf}, rf"{SITE}\.a has NaN or infinite"),
     ],
 )
 def test_our_loader_refuses_what_fails_in_onnxruntimes_run(
     built, adapters, written, tmp_path, changed, message
 ):
     folder, banks = written[0], built[1]
-    changes = changed(arrays(adapters[1], banks)[f"{WIDE}"])
+    changes = changed(arrays(adapters[1], banks)[f"{SITE}.a"])
     path = rewritten(folder / "yo.onnx_adapter", tmp_path / "bad", **changes)
     with pytest.raises(FolderError, match=message):
         load_ort_adapter(path, banks)
@@ -358,7 +358,7 @@ def test_a_fresh_adapter_moves_nothing_and_is_written(small, built, tmp_path):
     ("lost", "message"),
     [
         (lambda tensors: {n: a * 0 for n, a in tensors.items()}, "as with an adapter"),
-        (lambda tensors: {**tensors, f"{NARROW}": tensors[f"{NARROW}"] + np.nan}, "NaN"),
+        (lambda tensors: {**tensors, f"{SITE}.b": tensors[f"{SITE}.b"] + np.nan}, "NaN"),
     ],
 )
 def test_an_adapter_that_was_lost_on_the_way_is_found(
