@@ -35,6 +35,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from adaptx.encoder.encoder import Encoder
 from adaptx.errors import DataError, OptionError, choices
 from adaptx.onnx.gate import torch_pooled
 from adaptx.onnx.vocabulary import cut
-from adaptx.runtime.loading import Loaded
+from adaptx.runtime.loading import load
 from adaptx.runtime.runtime import Runtime
 from adaptx.runtime.verify import compare_vectors
 from benchmarks.bundles import (
@@ -248,19 +249,17 @@ def part_cosine(encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]
 def part_many(encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]:
     """Time per row, each row another adapter of those in the bank."""
     with Runtime.open(random_bundle(encoder, options)) as rt:
-        kept = [rt.pool.resident[name].loaded for name in rt.facts.adapters]
+        own = [rt.folder / "adapters" / name for name in rt.facts.adapters]
+        kept = [load(folder, rt.facts) for folder in own]
         names = [*rt.facts.adapters[:10]]
         ids = rows_of(encoder.config.vocab_size, 100, 48)
         times: dict[int, list[float]] = {10: [], 1000: []}
         extra = list(rt.facts.adapters)
-        from dataclasses import replace
-
         for i in range(1000 - len(extra)):  # other names, and memory of their own
-            source: Loaded = kept[i % len(kept)]
-            name = f"copy-{i}"
-            rt.pool.know(Path(name), replace(source.facts, name=name))
-            rt.pool.put(name, source)
-            extra.append(name)
+            source = kept[i % len(kept)]
+            renamed = replace(source.facts, name=f"copy-{i}")
+            rt.pool.add(own[i % len(own)], replace(source, facts=renamed))
+            extra.append(renamed.name)
         rng = np.random.default_rng(0)
         for _ in range(options.rounds):
             for count, chosen in ((10, names), (1000, extra)):

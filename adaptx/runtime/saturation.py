@@ -7,6 +7,7 @@ may drive activations beyond the range that they had.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,30 +17,29 @@ from adaptx.runtime.sessions import open_session
 from adaptx.runtime.verify import read_probe
 
 LEAST_BOUND, TIMES = 0.002, 4.0  # too much: so many times what the bundle's own adapters have
-ROWS = 4  # of the probe: the first ones of a middle length
+ROWS = 4  # of the probe, of about the middle length
 
 
 class Check:
-    """The session of check.onnx, opened when it is first needed, and closed again."""
+    """The session of check.onnx, opened when it is first needed."""
 
     def __init__(self, folder: Path, facts: BundleFacts):
         self.folder = folder
         self.bound = max(LEAST_BOUND, TIMES * facts.saturation)
+        self._session: Any = None
 
     def measure(self, place: Place) -> float:
         """The largest share of values beyond u8's range that any site has, of all its tokens."""
-        # Weights stay where they are mapped: the graph runs a few rows once.
-        session = open_session(self.folder / CHECK, 1, arena=False, prepack=False)
-        probe = read_probe(self.folder)
-        order = sorted(range(len(probe.ids)), key=lambda i: len(probe.ids[i]))
-        middle = len(order) // 2
-        found = 0.0
-        for i in order[middle : middle + ROWS]:
-            feeds = {INPUT_IDS: np.array([probe.ids[i]], np.int64)}
-            feeds[MASK] = np.ones_like(feeds[INPUT_IDS])
-            if place.chunk.arrays:
-                feeds[IDS] = np.array([[place.slot]], np.int64)
-                feeds |= place.chunk.arrays
-            (share,) = session.run([SATURATION], feeds)
-            found = max(found, float(share))
-        return found
+        if self._session is None:
+            # The weights stay where they are mapped: packing them would take as much again.
+            self._session = open_session(self.folder / CHECK, 1, arena=False, prepack=False)
+            rows = sorted(read_probe(self.folder).ids, key=len)
+            middle = rows[len(rows) // 2 :][:ROWS] or rows
+            length = len(middle[0])  # cut alike, so that no padding is counted
+            self._ids = np.array([row[:length] for row in middle], np.int64)
+        feeds = {INPUT_IDS: self._ids, MASK: np.ones_like(self._ids)}
+        if place.chunk.arrays:
+            feeds[IDS] = np.array([[place.slot]], np.int64)
+            feeds |= place.chunk.arrays
+        (share,) = self._session.run([SATURATION], feeds)
+        return float(share)
