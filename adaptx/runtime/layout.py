@@ -113,8 +113,9 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 def write_bundle(folder: Path, facts: BundleFacts) -> None:
     """Write bundle.json, last of all: the sha256 of every file stands in it."""
-    written = asdict(facts)
-    storage.write_manifest(folder, "bundle", {**written, "sha256": _digest(written)})
+    storage.write_manifest(folder, "bundle", asdict(facts))
+    written = storage.read_json(folder / storage.BUNDLE)
+    storage.write_json(folder / storage.BUNDLE, {**written, "sha256": _digest(written)})
 
 
 def _digest(facts: Mapping[str, Any]) -> str:
@@ -128,8 +129,8 @@ def read_bundle(folder: Path) -> tuple[BundleFacts, dict[str, Any]]:
         raise FolderError(f"There is no bundle {folder}: make one with `adaptx export`.")
     manifest = storage.read_manifest(folder, "bundle")
     path = folder / storage.BUNDLE
-    own = {"schema", "kind", "files", "sha256"}
-    if _digest({k: v for k, v in manifest.items() if k not in own}) != manifest.get("sha256"):
+    said = manifest.get("sha256")
+    if _digest({key: value for key, value in manifest.items() if key != "sha256"}) != said:
         raise FolderError(
             f"{path} was changed or damaged since it was written: restore the bundle from where it "
             f"came, or export it again."
