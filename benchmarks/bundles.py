@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig
 
@@ -76,15 +75,6 @@ def cached_bundle(
             encoder, make(), folder, say=lambda s: print(f"  {s}", file=sys.stderr), **options
         )
     return folder
-
-
-def rows_of(vocabulary: int, rows: int, tokens: int, seed: int = 0) -> list[list[int]]:
-    """Rows of token ids, each between the special tokens that frame a text."""
-    rng = np.random.default_rng(seed)
-    return [
-        [0, *(int(token) for token in rng.integers(5, vocabulary, tokens - 2)), 2]
-        for _ in range(rows)
-    ]
 
 
 def write_random_adapters(encoder: Encoder, folder: Path, count: int) -> list[Path]:

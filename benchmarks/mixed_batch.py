@@ -56,15 +56,14 @@ from benchmarks.bundles import (
     TRAINED,
     cached_bundle,
     random_adapter,
-    rows_of,
     trained_adapter,
     write_random_adapters,
 )
 from benchmarks.merged_peers import LEVELS, merged_peers
+from benchmarks.served import interleaved, rows_of
 
 SHAPES = ((32, 48), (8, 32), (1, 16))  # rows x tokens
 ADAPTERS = 32
-REST = 0.05  # seconds: a session's threads spin for a while after a run
 COSINES = ("swh", "yor", "hau", "amh", "eng", "fra", "arb", "zho")
 PARTS = ("times", "peft", "drift", "cosine", "many", "edge", "memory", "add", "start", "drop")
 
@@ -138,27 +137,11 @@ def part_times(encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], Any]], rounds: int, inner: int
-) -> dict[str, float]:
-    """Median ms of each call; they take turns, `inner` calls each after a rest and a first one."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            time.sleep(REST)
-            call()
-            for _ in range(inner):
-                started = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - started)
-    return {name: 1000 * statistics.median(times) for name, times in seconds.items()}
-
-
 def part_peft(encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]:
     """PEFT's mixed batch in a process whose allocator keeps what it has."""
     environment = dict(os.environ)
     environment |= {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-    peft = json.loads(_child("peft_mixed", environment))
+    peft = json.loads(_child("benchmarks.mixed_batch", "peft_mixed", environment))
     rt = Runtime.open(random_bundle(encoder, options))
     ids = rows_of(encoder.config.vocab_size, 32, 48)
     names = list(rt.facts.adapters)
@@ -290,7 +273,10 @@ def part_edge(encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind, folder in bundles.items():
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        found[kind] = {"mb": round(size / 1e6, 1), **json.loads(_child("edge", None, str(folder)))}
+        found[kind] = {
+            "mb": round(size / 1e6, 1),
+            **json.loads(_child("benchmarks.served", "edge", None, str(folder))),
+        }
     found["cut"] |= {"rows": len(vocabulary.kept), "coverage": vocabulary.coverage}
     texts = [
         row.text
@@ -323,15 +309,6 @@ def part_edge(encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]:
     return {"edge": found}
 
 
-def child_edge(folder: str) -> dict[str, float]:
-    """Resident memory and ms for one row of 16 tokens on one thread."""
-    with Runtime.open(folder, threads=1) as rt:
-        row = [[0, *range(5, 19), 2]]
-        calls = {"one": lambda: rt.pooled(row, rt.facts.adapters[0])}
-        ms = interleaved(calls, 5, 20)["one"]
-        return {"rss_mb": round(_resident(), 1), "ms_1x16": round(ms, 2)}
-
-
 def part_memory(encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]:
     """A process that serves 1 adapter, and one that serves 100."""
     folder = random_bundle(encoder, options, 1)
@@ -339,22 +316,14 @@ def part_memory(encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]
     found = {}
     for count in (1, 100):
         given = [str(path) for path in paths[1:count]]
-        found[f"adapters_{count}"] = json.loads(_child("memory", None, str(folder), *given))
+        found[f"adapters_{count}"] = json.loads(
+            _child("benchmarks.served", "memory", None, str(folder), *given)
+        )
     weights = sum(
         part.a.nbytes + part.b.nbytes for part in random_adapter(encoder, 0).sites.values()
     )
     found["bytes_100"] = round(100 * weights / 1e6, 1)
     return {"rss_mb": found}
-
-
-def child_memory(folder: str, *adapters: str) -> float:
-    with Runtime.open(folder) as rt:
-        for path in adapters:
-            rt.add(path, check=False)
-        ids = rows_of(250_000, 100, 48)
-        names = [info.name for info in rt.adapters()]
-        rt.pooled(ids, [names[i % len(names)] for i in range(len(ids))])
-        return round(_resident(), 1)
 
 
 def part_add(encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]:
@@ -422,24 +391,16 @@ def part_drop(encoder: Encoder, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _child(name: str, environment: Mapping[str, str] | None, *given: str) -> str:
-    """The last line of this module's `child_<name>` in a process of its own."""
+def _child(module: str, name: str, environment: Mapping[str, str] | None, *given: str) -> str:
+    """The last line of a module's `child_<name>` in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.mixed_batch", "--child", name, *given],
+        [sys.executable, "-m", module, "--child", name, *given],
         env=dict(environment) if environment else None,
         check=True,
         capture_output=True,
         text=True,
     )
     return done.stdout.splitlines()[-1]
-
-
-def _resident() -> float:
-    """Resident memory of this process in MB, mapped weights included."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1000
-    return float("nan")
 
 
 def rounded(values: Mapping[str, float], digits: int = 3) -> dict[str, float]:
