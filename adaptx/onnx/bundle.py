@@ -92,6 +92,7 @@ def export(
         (made / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         say("building the graph")
         model, banks = build(encoder, chosen)
+        whole = model
         if vocabulary:
             model = cut_table(model, vocabulary.kept)
         save(model, made / MODEL)
@@ -139,8 +140,9 @@ def export(
             report["fp32"] = gate.check(runtime, "fp32")
         if quantized:
             say("calibrating int8")
-            feeds = list(_feeds(encoder, adapters, banks, vocabulary))
-            ranges = int8.calibrate(model, feeds, sum(f[INPUT_IDS].size for f in feeds))
+            # On the whole vocabulary: a cut one answers the same texts with the same bits.
+            feeds = list(_feeds(encoder, adapters, banks))
+            ranges = int8.calibrate(whole, feeds, sum(f[INPUT_IDS].size for f in feeds))
             small, _ = int8.quantize(model, ranges)
             if dtype == "float16":
                 small = int8.with_half_banks(small, banks)
@@ -236,10 +238,7 @@ def _about(vocabulary: Cut) -> dict[str, Any]:
 
 
 def _feeds(
-    encoder: Encoder,
-    adapters: Sequence[Adapter],
-    banks: Sequence[BankSpec],
-    vocabulary: Cut | None,
+    encoder: Encoder, adapters: Sequence[Adapter], banks: Sequence[BankSpec]
 ) -> Iterator[dict[str, Any]]:
     """What the fp32 graph is calibrated on: rows without padding, the adapters taking turns."""
     routed = [adapter for adapter in adapters if adapter.sites]
@@ -256,13 +255,7 @@ def _feeds(
         for name, rows in bank_rows(banks, sites, scales, rank).items():
             chunk.arrays[name][slot] = rows
     texts = encoder.text.ids([encoder.prefix + text for text in CALIBRATION_TEXTS])
-    if vocabulary:
-        texts = [
-            [new_id(vocabulary.kept, token) for token in row]
-            for row in texts
-            if np.isin(row, vocabulary.kept).all()
-        ] or [[new_id(vocabulary.kept, token) for token in texts[-1] if token in vocabulary.kept]]
-    size = len(vocabulary.kept) if vocabulary else encoder.text.tokenizer.get_vocab_size()
+    size = encoder.text.tokenizer.get_vocab_size()
     for i, row in enumerate(calibration_rows(texts, size)):
         row = row[: encoder.text.max_length]
         feed = {INPUT_IDS: np.array([row], np.int64), MASK: np.ones((1, len(row)), np.int64)}

@@ -22,6 +22,7 @@ from adaptx.errors import (
 )
 from adaptx.onnx.gate import check_drop
 from adaptx.onnx.probe_texts import PROBE_TEXTS
+from adaptx.onnx.vocabulary import cut
 from adaptx.runtime import Runtime
 from adaptx.runtime.layout import read_bundle
 from adaptx.runtime.verify import BOUNDS, Bounds
@@ -284,3 +285,18 @@ def test_the_graph_is_small_and_its_weights_lie_beside_it(encoder, adapters, tmp
     assert (folder / "model.onnx.data").stat().st_size < 0.4 * 4 * encoder.parameters
     moved = shutil.move(folder, tmp_path / "moved")
     Runtime.open(moved, threads=1).close()
+
+
+def test_a_cut_vocabulary_answers_covered_texts_with_the_same_bits(encoder, adapters, tmp_path):
+    texts = ["Timu yetu imeshinda fainali", "Mgonjwa alipewa dawa", "The old bridge is closed"]
+    corpus = {"sw": [*PROBE_TEXTS, *texts, *(f"{text} {i}" for text in texts for i in range(20))]}
+    part = cut(encoder.text.tokenizer.to_str(), corpus, margin=0, prefixes=[encoder.prefix])
+    ax.export(encoder, adapters, tmp_path / "whole")
+    ax.export(encoder, adapters, tmp_path / "cut", vocabulary=part)
+    with Runtime.open(tmp_path / "whole") as whole, Runtime.open(tmp_path / "cut") as small:
+        ids = encoder.text.ids([encoder.prefix + text for text in texts])
+        assert all(np.isin(row, part.kept).all() for row in ids)
+        for adapter in (None, *(a.name for a in adapters)):
+            found = small.embed(texts, adapter)
+            assert np.array_equal(found, whole.embed(texts, adapter))
+        assert small.facts.vocabulary["rows"] == len(part.kept) < encoder.config.vocab_size
