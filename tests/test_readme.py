@@ -21,7 +21,8 @@ def blocks(page, language=""):
 def test_the_readmes_python_runs(tmp_path):
     (code,) = blocks(ROOT / "README.md", "python")
     assert "epochs=12" in code
-    code = code.replace("epochs=12", "epochs=1") + "\nprint(report['int8']['sw-topics']['agreement_but_for_ties'])\n"
+    code = code.replace("epochs=12", "epochs=1")
+    code += "\nprint(report['int8']['sw-topics']['agreement_but_for_ties'])\n"
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=900
