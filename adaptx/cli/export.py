@@ -40,8 +40,8 @@ def export(
         str | None,
         typer.Option(
             "--bank",
-            help="fp32 or fp16: the adapters in memory.",
-            show_default="fp16 beside int8, else fp32",
+            help="fp32, or fp16 beside int8: the adapters in memory.",
+            show_default="fp32",
         ),
     ] = None,
     sites: Annotated[

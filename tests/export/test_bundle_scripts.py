@@ -1,0 +1,75 @@
+"""export/: a bundle made by the script, and answers from it where there is no torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from peft import LoraConfig
+
+import adaptx as ax
+from tests.conftest import ROOT
+
+TEXTS = ["Timu yetu imeshinda", "Mgonjwa alipewa dawa", "今天天气很好", "The old bridge is closed"]
+
+
+@pytest.fixture(scope="module")
+def made(small, tmp_path_factory):
+    """Two adapters, and the bundle that the script made of them."""
+    folder = tmp_path_factory.mktemp("bundle")
+    task = ax.tasks.Classification(("afya", "michezo", "siasa"))
+    adapters = []
+    for seed, name in enumerate(("sw", "yo")):
+        config = LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear")
+        adapters.append(ax.Adapter.new(small, task, config, name=name, language=name, seed=seed))
+        adapters[-1].head.weight.data *= 20
+        adapters[-1].save(folder / name)
+    command = [sys.executable, str(ROOT / "export" / "make_bundle.py"), "--rounds", "1"]
+    command += [str(folder / "sw"), str(folder / "yo"), "-o", str(folder / "made")]
+    done = subprocess.run(
+        [*command, "--encoder", str(small.folder)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert {"sw", "yo"} < last["parity"].keys() and last["size_mb"] > 1
+    return adapters, folder / "made"
+
+
+def answers(python, bundle, *options):
+    command = [str(python), str(ROOT / "export" / "answer.py"), str(bundle), *options]
+    done = subprocess.run(
+        command, input="\n".join(TEXTS), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_script_answers_lines_by_adapter_and_by_language(small, made):
+    adapters, bundle = made
+    for adapter in adapters:
+        wanted = small.predict(TEXTS, adapter)
+        by_name = answers(sys.executable, bundle, "--adapter", adapter.name)
+        assert by_name == answers(sys.executable, bundle, "--language", adapter.name)
+        sure = [
+            (a["label"], w.label) for a, w in zip(by_name, wanted, strict=True) if w.score > 0.6
+        ]
+        assert sure and all(found == label for found, label in sure)
+    plain = answers(sys.executable, bundle)
+    assert len(plain[0]["vector"]) == small.hidden_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_fresh_environment_without_torch_answers_alike(made, tmp_path, pinned):
+    """With the versions of constraints.txt, and with the newest there are."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    constraints = ["-c", str(ROOT / "constraints.txt")] if pinned else []
+    install = [str(python), "-m", "pip", "install", "-q", *constraints, str(ROOT)]
+    subprocess.run(install, check=True, capture_output=True, timeout=600)
+    for name in ("torch", "transformers", "peft", "onnx"):
+        found = subprocess.run([str(python), "-c", f"import {name}"], capture_output=True)
+        assert found.returncode != 0, name
+    bundle = made[1]
+    for options in (["--adapter", "sw"], ["--language", "yo"]):
+        assert answers(python, bundle, *options) == answers(sys.executable, bundle, *options)
