@@ -178,7 +178,7 @@ def head_tensors(path: Path, outputs: int, options: Mapping[str, Any]) -> dict[s
     """A head file's tensors by name (see adaptx.adapters.head), their names and shapes checked."""
     tensors = storage.read_tensors(path)
     shapes = {name: list(array.shape) for name, array in tensors.items()}
-    width = shapes.get("weight", [0])[-1]
+    width = (shapes.get("weight") or [0])[-1]
     wanted = {"weight": [outputs, width], "bias": [outputs]}
     if options.get("activation"):
         wanted |= {"dense.weight": [width, width], "dense.bias": [width]}

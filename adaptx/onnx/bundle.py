@@ -41,7 +41,7 @@ from adaptx.runtime.layout import (
 )
 from adaptx.runtime.rows import bank_rows
 from adaptx.runtime.runtime import Runtime
-from adaptx.runtime.verify import write_probe
+from adaptx.runtime.verify import PLAIN, write_probe
 
 BANKS = {"fp32": "float32", "fp16": "float16"}
 CALIBRATED = 64  # adapters that calibration sees, at most
@@ -194,6 +194,8 @@ def chosen_sites(
             f"Two of the adapters are called {choices(twice)}: rename one with `adaptx adapters "
             f"rename`."
         )
+    if PLAIN in names:
+        raise OptionError(f"An adapter can't be called {PLAIN!r} in a bundle: rename it.")
     for adapter in adapters:
         adapter.check_encoder(encoder)
         if adapter.facts.way not in ("bank", "head"):

@@ -1,6 +1,7 @@
 """export/: a bundle made by the script, and answers from it where there is no torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -64,8 +65,12 @@ def test_a_fresh_environment_without_torch_answers_alike(made, tmp_path, pinned)
     """With the versions of constraints.txt, and with the newest there are."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
+    source = tmp_path / "source"  # a copy: pip builds in the tree that it is given
+    shutil.copytree(ROOT / "adaptx", source / "adaptx")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     constraints = ["-c", str(ROOT / "constraints.txt")] if pinned else []
-    install = [str(python), "-m", "pip", "install", "-q", *constraints, str(ROOT)]
+    install = [str(python), "-m", "pip", "install", "-q", *constraints, str(source)]
     subprocess.run(install, check=True, capture_output=True, timeout=600)
     for name in ("torch", "transformers", "peft", "onnx"):
         found = subprocess.run([str(python), "-c", f"import {name}"], capture_output=True)

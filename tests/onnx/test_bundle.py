@@ -88,16 +88,16 @@ def test_a_bundle_has_the_files_that_are_described(encoder, adapters, tmp_path):
     assert torch.equal(again.sites[SITE].a, adapters[1].sites[SITE].a)
 
 
-def test_fp32_has_no_check_and_banks_may_be_of_fp32(encoder, adapters, tmp_path):
+def test_fp32_has_no_check_and_banks_may_be_of_fp16(encoder, adapters, tmp_path):
     ax.export(encoder, adapters, tmp_path / "fp32", quantize="fp32")
     facts, manifest = read_bundle(tmp_path / "fp32")
     assert (facts.quantization, facts.bank_dtype) == ("fp32", "float32")
     assert "check.onnx" not in manifest["files"] and list(facts.parity) == ["merged", "fp32"]
-    ax.export(encoder, adapters, tmp_path / "int8", bank="fp32")
+    ax.export(encoder, adapters, tmp_path / "int8", bank="fp16")
     facts, _ = read_bundle(tmp_path / "int8")
-    assert (facts.quantization, facts.bank_dtype) == ("int8", "float32")
+    assert (facts.quantization, facts.bank_dtype) == ("int8", "float16")
     with Runtime.open(tmp_path / "int8", threads=1) as runtime:
-        assert {a.dtype.name for a in runtime.pool.bank.chunks[0].arrays.values()} == {"float32"}
+        assert {a.dtype.name for a in runtime.pool.bank.chunks[0].arrays.values()} == {"float16"}
 
 
 @pytest.mark.parametrize("names", [[], ["probe"]])
@@ -164,6 +164,8 @@ def test_options_that_cant_be_are_refused_before_any_work(
 
 def test_adapters_that_cant_be_exported_are_refused_before_any_work(encoder, adapters, tmp_path):
     one, two = adapters
+    plain = acting(encoder, "(no adapter)", 9)
+    refused(encoder, [plain], tmp_path, OptionError, "can't be called '.no adapter.'")
     twice = acting(encoder, "one", 9)
     refused(encoder, [one, two, twice], tmp_path, OptionError, "called one: rename")
     dora = ax.Adapter.new(
