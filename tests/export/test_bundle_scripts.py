@@ -77,4 +77,8 @@ def test_a_fresh_environment_without_torch_answers_alike(made, tmp_path, pinned)
         assert found.returncode != 0, name
     bundle = made[1]
     for options in (["--adapter", "sw"], ["--language", "yo"]):
-        assert answers(python, bundle, *options) == answers(sys.executable, bundle, *options)
+        there, here = answers(python, bundle, *options), answers(sys.executable, bundle, *options)
+        for found, wanted in zip(there, here, strict=True):
+            # Another onnxruntime may sum in another order.
+            assert found.pop("score") == pytest.approx(wanted.pop("score"), abs=0.02)
+            assert found == wanted
