@@ -17,7 +17,6 @@ A bank is a graph input `[N, R of each part, width]`, parts of one width behind 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -114,13 +113,19 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 def write_bundle(folder: Path, facts: BundleFacts) -> None:
     """Write bundle.json, last of all: the sha256 of every file stands in it."""
     storage.write_manifest(folder, "bundle", asdict(facts))
-    written = storage.read_json(folder / storage.BUNDLE)
-    storage.write_json(folder / storage.BUNDLE, {**written, "sha256": _digest(written)})
+    path = folder / storage.BUNDLE
+    storage.write_json(path, {**storage.read_json(path), "sha256": ""})
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(_said(""), _said(_digest(text))), encoding="utf-8")
 
 
-def _digest(facts: Mapping[str, Any]) -> str:
-    """The sha256 of facts, however they are indented."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _said(digest: object) -> str:
+    """How the digest stands in bundle.json: quotes within a string would be escaped."""
+    return f'"sha256": "{digest}"'
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_bundle(folder: Path) -> tuple[BundleFacts, dict[str, Any]]:
@@ -130,7 +135,8 @@ def read_bundle(folder: Path) -> tuple[BundleFacts, dict[str, Any]]:
     manifest = storage.read_manifest(folder, "bundle")
     path = folder / storage.BUNDLE
     said = manifest.get("sha256")
-    if _digest({key: value for key, value in manifest.items() if key != "sha256"}) != said:
+    text = path.read_text(encoding="utf-8")
+    if _digest(text.replace(_said(said), _said(""))) != said:
         raise FolderError(
             f"{path} was changed or damaged since it was written: restore the bundle from where it "
             f"came, or export it again."
