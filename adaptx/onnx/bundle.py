@@ -149,7 +149,7 @@ def export(
             (made / WEIGHTS).unlink(missing_ok=True)
             save(small, made / MODEL)
             if row is not None:  # what its products read has the same names, so the same ranges
-                row, _ = int8.quantize(row, ranges)
+                row = int8.with_joined_products(int8.quantize(row, ranges)[0])
                 if dtype == "float16":
                     row = int8.with_half_slots(row, banks)
                 save_beside(row, made / LONE, made / MODEL)

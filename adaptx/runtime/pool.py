@@ -215,6 +215,8 @@ class Pool:
 
     def _shrink(self) -> None:
         """Over the limit, let go of the least recently used that nobody uses or pinned."""
+        if self.most is None and self.most_bytes is None:
+            return
         for name in list(self.resident):
             count, size = len(self.resident), sum(r.bytes for r in self.resident.values())
             over = self.most is not None and count > self.most

@@ -24,7 +24,7 @@ from adaptx.adapters.folder import read_facts
 from adaptx.data.encode import TextEncoder, check_texts
 from adaptx.errors import FolderError, OptionError, choices
 from adaptx.runtime.answers import AdapterInfo, Answer
-from adaptx.runtime.bank import LiveBank, Place
+from adaptx.runtime.bank import Chunk, LiveBank, Place
 from adaptx.runtime.layout import (
     ADAPTERS,
     CHECK,
@@ -96,7 +96,7 @@ class Runtime:
                 raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
         folder = Path(folder)
         facts, listed = read_bundle(folder)
-        sessions = Sessions(folder, threads or cores(), arena)
+        sessions = Sessions(folder, facts.hidden_size, threads or cores(), arena)
         check_files(folder, listed, but=(WEIGHTS,))
         check_locations(folder)
         # onnxruntime and sha256 let other threads run meanwhile; reading a tokenizer takes longest.
@@ -340,6 +340,8 @@ class Runtime:
     ) -> list[np.ndarray]:
         """One vector of each row's token states, fp32 `[H]`."""
         nothing = self.pool.bank.nothing
+        if len(ids) == 1 and len(ids[0]) > 1:  # nothing to sort, pad or share out: 0.1 ms less
+            return [self._lone(ids[0], rows[0], nothing)]
         places = [row.place if row else None for row in rows]
         fallback = next((place.chunk for place in places if place), nothing)
         groups: dict[int, list[int]] = {}
@@ -378,6 +380,16 @@ class Runtime:
                 states = hidden[:, 0] if first and hidden is not None else mean
                 found[i] = states[place_in_batch]
         return found
+
+    def _lone(self, ids: Sequence[int], row: Resident | None, nothing: Chunk) -> np.ndarray:
+        """A single row's vector, fp32 `[H]`."""
+        place = (row.place if row else None) or Place(nothing, 0)
+        cls = row is not None and row.loaded.pooling == "cls"
+        ids_1S = np.array([ids], np.int64)
+        slot = np.array([place.slot], np.int64)
+        batch = MicroBatch(ids_1S, np.ones_like(ids_1S), slot, place.chunk, cls)
+        ((mean, hidden),) = self._sessions.run([batch])
+        return hidden[0, 0] if cls and hidden is not None else mean[0]
 
 
 def _info(name: str, known: Known, resident: Resident | None) -> AdapterInfo:

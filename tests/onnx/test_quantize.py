@@ -18,6 +18,7 @@ from adaptx.onnx.quantize import (
     quantize_columns,
     search,
     with_half_banks,
+    with_joined_products,
     with_saturation,
 )
 from adaptx.runtime.layout import IDS, INPUT_IDS, MASK, SATURATION
@@ -125,6 +126,19 @@ def test_an_input_of_several_products_is_quantized_once():
     exact = run(products(weights=3), x=outlying())
     for found, wanted in zip(run(model, x=outlying()), exact, strict=True):
         assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_products_of_one_input_become_one_with_the_same_bits(rows):
+    model, _ = small(products(weights=3))
+    joined, x = with_joined_products(model), outlying(rows, seed=7)
+    assert operators(joined)["MatMulIntegerToFloat"] == 1
+    assert all(map(np.array_equal, run(joined, x=x), run(model, x=x)))
+
+
+def test_products_of_different_inputs_stay_apart():
+    model, _ = small(products(shared=True))
+    assert operators(with_joined_products(model)) == operators(model)
 
 
 def test_a_weight_of_two_inputs_is_smoothed_for_each():
