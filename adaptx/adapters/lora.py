@@ -88,8 +88,8 @@ class LoraBank:
         """
         rank = max(slot.a.shape[0] for slot in slots if slot is not None)
         weight = site.weight
-        a_zero = weight.new_zeros((site.in_features, rank), dtype=torch.float32)
-        b_zero = weight.new_zeros((rank, site.out_features), dtype=torch.float32)
+        a_zero = torch.zeros((site.in_features, rank), device=weight.device)
+        b_zero = torch.zeros((rank, site.out_features), device=weight.device)
         a, b, dropout = [a_zero], [b_zero], [0.0]
         for slot in slots:
             dropout.append(0.0 if slot is None else slot.dropout)

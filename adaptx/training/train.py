@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,12 @@ from adaptx.adapters import own_model
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
-from adaptx.encoder.sites import cast_sites
 from adaptx.errors import OptionError, choices
 from adaptx.evaluation.metrics import classification_scores
 from adaptx.tasks import Classification
 from adaptx.training.average import Average
 from adaptx.training.display import Display
+from adaptx.training.distributed import check_distribution, check_launch, fsdp_hidden, held, place
 from adaptx.training.plan import Plan
 from adaptx.training.probe import fit_probe, pooled_states
 from adaptx.training.record import Job, Kept
@@ -89,13 +90,8 @@ def train(
         seed=options.seed,
     )
     accelerator = accelerator or _accelerator(precision, run, trackers)
-    if not str(accelerator.distributed_type.value).startswith(("NO", "MULTI_")):
-        raise OptionError(
-            f"Training by {accelerator.distributed_type.value} isn't there yet: choose no "
-            f"distribution, or one process for each GPU (MULTI_GPU), with `accelerate config`."
-        )
-    encoder.to(accelerator.device)
-    adapter.to(accelerator.device)
+    check_distribution(accelerator)
+    place(encoder, adapter, accelerator)
     encoded = training_rows(encoder, adapter, task, train_rows)
     if not isinstance(encoded, EncodedRows) and (config is None or options.probe_first):
         raise OptionError(
@@ -106,22 +102,24 @@ def train(
     job = Job(encoder, adapter, task, options, accelerator, encoded, held_out)
     with RunLog(run, accelerator, job.about(config)) as log:
         if config is None:
-            history = _probe(job)
+            with held(encoder, accelerator) as working:
+                history = _probe(replace(job, encoder=working))
             log.epoch(history[-1], best=True)
             job.record(history)
         else:
             if options.probe_first:
-                _probe(job)
-            held = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+                with held(encoder, accelerator) as working:
+                    _probe(replace(job, encoder=working))
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
             with (
-                encoder.checkpointing(adapter.model) if checkpointing else nullcontext(),
-                cast_sites(encoder.sites.values(), held if adapter.sites else None),
+                held(encoder, accelerator, dtype if adapter.sites else None) as working,
+                working.checkpointing(adapter.model) if checkpointing else nullcontext(),
             ):
-                _loop(job, log)
+                _loop(replace(job, encoder=working), log)
             for held_by in (accelerator._models, accelerator._optimizers):
                 del held_by[-1:]  # else an accelerator of the caller's would keep each training's
     accelerator.wait_for_everyone()
-    return adapter.requires_grad_(False).eval()
+    return adapter.to(encoder.device).requires_grad_(False).eval()
 
 
 class _Routed(nn.Module):
@@ -252,16 +250,18 @@ def _evaluate(job: Job, model: nn.Module) -> dict[str, float]:
 
     model.eval()
     accelerator, dev = job.accelerator, job.dev
-    mine = np.arange(len(dev.ids))[accelerator.process_index :: accelerator.num_processes]
+    # As many rows, and so forward passes, for each process, some of them twice: FSDP waits in each.
+    share = -(-len(dev.ids) // accelerator.num_processes)
+    mine = (np.arange(share) * accelerator.num_processes + accelerator.process_index) % len(dev.ids)
     found: list[tuple[int, list[float]]] = []
     # Twice a training micro-batch: no gradients are kept.
-    share = job.options.accumulate * accelerator.num_processes
-    rows_at_once = 2 * max(1, job.options.batch_size // share)
+    parts = job.options.accumulate * accelerator.num_processes
+    rows_at_once = 2 * max(1, job.options.batch_size // parts)
     for batch in job.encoder.text.batches([dev.ids[row] for row in mine], rows_at_once):
         logits = model(_tensor(job, batch.input_ids), _tensor(job, batch.attention_mask))
         found += zip(mine[batch.rows].tolist(), logits.float().cpu().tolist(), strict=True)
-    gathered = sorted(gather_object(found))
-    logits = torch.tensor([row for _, row in gathered])
+    gathered = dict(gather_object(found))
+    logits = torch.tensor([gathered[row] for row in range(len(dev.ids))])
     losses = job.task.losses(logits, torch.from_numpy(dev.targets))
     return {
         "dev_loss": float(losses.mean()),
@@ -298,11 +298,13 @@ def _accelerator(precision: str | None, run: Path | None, trackers: Sequence[str
 
     if precision is not None and precision not in PRECISIONS:
         raise OptionError(f"precision={precision!r} is none of {choices(PRECISIONS)}.")
+    check_launch()
     AcceleratorState._reset_state()  # what an earlier training in this process asked for
     try:
-        return Accelerator(
-            mixed_precision=precision, log_with=list(trackers) or None, project_dir=run
-        )
+        with fsdp_hidden():
+            return Accelerator(
+                mixed_precision=precision, log_with=list(trackers) or None, project_dir=run
+            )
     except ValueError as error:
         raise OptionError(f"Accelerate refuses precision={precision!r}: {error}") from error
 

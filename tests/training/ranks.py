@@ -1,0 +1,69 @@
+"""One process of a training on a small encoder; prints what it saw as JSON.
+
+With MEETING, a file, the ranks meet there on the loopback interface; without, as their launcher
+(`accelerate launch`) told them. OPTIONS are the training's own, as JSON.
+"""
+
+import json
+import os
+import sys
+
+import torch.distributed
+from accelerate import Accelerator
+from peft import LoraConfig
+
+import adaptx as ax
+from adaptx.data.read import read_examples
+from adaptx.errors import AdaptxError
+from adaptx.training.distributed import fsdp_hidden, held
+
+
+def held_share(parameters):
+    """How much of the parameters this process holds: 1 when all of them are whole."""
+    parameters = list(parameters)
+    local = [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
+    return sum(p.numel() for p in local) / sum(p.numel() for p in parameters)
+
+
+def main(encoder_folder, data, options, meeting=None):
+    if meeting and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}",
+            rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))  # fmt: skip
+    options = {"epochs": 2, "batch_size": 9, "lr": 3e-3, "dev": f"{data}/dev.jsonl"} | options
+    lora = LoraConfig(r=4, target_modules=options.pop("sites", "all-linear"))
+    config = {"lora": lora, "probe": None, "full": ax.Full()}[options.pop("method", "lora")]
+    rows = options.pop("rows", None)
+    encoder = ax.Encoder.from_pretrained(encoder_folder)
+    train = read_examples(f"{data}/train.jsonl")[:rows]
+    try:
+        adapter = ax.train(
+            encoder, ax.tasks.Classification(), config, name="x", train=train, **options
+        )
+    except AdaptxError as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        return
+    facts = adapter.facts.training
+    with fsdp_hidden():
+        accelerator = Accelerator(cpu=True)
+    with held(encoder, accelerator) as working:
+        site = next(iter(working.sites.values()))
+        parts = [held_share(working.model.parameters()), held_share([site.weight])]
+    print(
+        json.dumps(
+            {
+                "parts": parts,
+                "processes": facts["processes"],
+                "history": facts["history"],
+                "weights": {
+                    n: w.double().pow(2).sum().item() for n, w in adapter.weights().items()
+                },
+                "whole": encoder.embed(["Nimefurahi sana"]).tolist(),
+            }
+        )
+    )
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), *sys.argv[4:])
