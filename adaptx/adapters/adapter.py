@@ -243,15 +243,17 @@ class Adapter(nn.Module):
         """The bank of these adapters; adapter i is slot i + 1."""
         return Bank.of(adapters, encoder)
 
-    def hidden(self, encoder: Encoder, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def hidden(
+        self, encoder: Encoder, input_ids: Tensor, mask: Tensor, *, fused: bool = True
+    ) -> Tensor:
         """Token states of the encoder with this adapter alone: `[B, S]` -> `[B, S, H]`.
 
-        In train() mode with the adapter's dropout.
+        In train() mode with the adapter's dropout. `fused` as in Route.
         """
         if self.model is not None:
             return encoder.hidden(input_ids, mask, own=self.model)
         bank = Bank.of([self], encoder)
-        route = bank.route([1], training=self.training) if bank.sites else None
+        route = bank.route([1], training=self.training, fused=fused) if bank.sites else None
         return encoder.hidden(input_ids, mask, route)
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:

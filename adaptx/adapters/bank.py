@@ -41,7 +41,12 @@ class Bank:
         return cls(stacked, len(adapters) + 1)
 
     def route(
-        self, adapter_ids: ArrayLike, *, packed: bool = False, training: bool = False
+        self,
+        adapter_ids: ArrayLike,
+        *,
+        packed: bool = False,
+        training: bool = False,
+        fused: bool = True,
     ) -> Route:
         """A route from slots `[B or 1, P]`, or `[B or 1]` for one position.
 
@@ -57,4 +62,5 @@ class Bank:
                 f"don't fit: slots 0 (none) to {self.slots - 1}, shape [batch or 1, positions]."
             )
         device = next((site.a_NIR.device for site in self.sites.values()), None)
-        return Route(self, torch.as_tensor(ids.astype(np.int64), device=device), packed, training)
+        held = torch.as_tensor(ids.astype(np.int64), device=device)
+        return Route(self, held, packed, training, fused)

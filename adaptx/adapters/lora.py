@@ -107,7 +107,8 @@ class LoraBank:
         """The Linear's output + the update of each row's slots: x `[B, S, I]` -> `[B, S, O]`."""
         ids = route.adapter_ids
         drops = route.training and bool(self.dropout)
-        if ids.shape == (1, 1) and not route.packed and not drops and torch.is_grad_enabled():
+        alone = ids.shape == (1, 1) and not route.packed and not drops
+        if alone and route.fused and torch.is_grad_enabled():
             return lora_linear(x, base, self.a_NIR[ids[:, 0]][0], self.b_NRO[ids[:, 0]][0])
         y = base(x)
         for position in range(ids.shape[1]):

@@ -2,6 +2,7 @@
 
     adapter_ids   int64 [B or 1, P]: the slots of each row; slot 0 is "nothing here"
                   length 1: the whole batch takes the same; P > 1: a stack, summed for LoRA
+    fused         a Linear and its LoRA as one function, where one adapter trains
     packed        the batch is one row [1, T, H] of many texts, and the ids are [T, P], one a token
 
 B rows, S tokens, T packed tokens, P positions, I site input, O site output.
@@ -30,6 +31,7 @@ class Route:
     adapter_ids: Tensor
     packed: bool = False
     training: bool = False
+    fused: bool = True
 
     def at(self, site: Site, x: Tensor) -> Tensor:
         """X `[B, S, I]` -> W x + b `[B, S, O]`, changed by each row's adapters."""

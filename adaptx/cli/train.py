@@ -136,6 +136,9 @@ def train(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations: less memory.")
     ] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast/--no-fast", help="The fast path, where it fits; or the plain.")
+    ] = True,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     run: Annotated[
         Path | None,
@@ -213,6 +216,7 @@ def train(
             dev=dev_rows,
             precision=precision.value if precision else None,
             checkpointing=checkpointing,
+            fast=fast,
             run=run,
             trackers=trackers,
             **common,

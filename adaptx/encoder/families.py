@@ -65,6 +65,15 @@ FAMILIES = {
 }
 
 
+def is_bert_shaped(config: Any) -> bool:
+    """Whether an encoder is what adaptx builds and trains by itself: BERT's layers, which XLM-R's
+    are too, with one of the usual activations.
+    """
+    absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
+    usual = getattr(config, "hidden_act", None) in ("gelu", "relu")
+    return config.model_type in ("bert", "roberta", "xlm-roberta") and usual and absolute
+
+
 def check_family(folder: Path, config: Mapping[str, Any]) -> Family:
     """The family that a folder's config.json is of, before transformers does anything with it.
 

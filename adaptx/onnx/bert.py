@@ -22,15 +22,7 @@ from adaptx.runtime.layout import IDS, INPUT_IDS, MASK, BankSpec, Part
 if TYPE_CHECKING:
     from adaptx.encoder.encoder import Encoder
 
-SHAPED = ("bert", "roberta", "xlm-roberta")
-ACTIVATIONS = ("gelu", "relu")
 MASKED = np.float32(-1e30)  # exp gives exactly 0, whatever the other scores
-
-
-def is_shaped(config: Any) -> bool:
-    """Whether this file can build the encoder; torch's exporter does the others."""
-    absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
-    return config.model_type in SHAPED and config.hidden_act in ACTIVATIONS and absolute
 
 
 def bert_model(encoder: Encoder, sites: Sequence[str]) -> tuple[onnx.ModelProto, list[BankSpec]]:

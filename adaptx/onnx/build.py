@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from adaptx.onnx.bert import bert_model, is_shaped
+from adaptx.encoder.families import is_bert_shaped
+from adaptx.onnx.bert import bert_model
 from adaptx.runtime.layout import BankSpec
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def build(encoder: Encoder, sites: Sequence[str]) -> tuple[onnx.ModelProto, list[BankSpec]]:
     """The fp32 model of an encoder with banks at `sites`; without sites the plain encoder."""
-    if is_shaped(encoder.config):
+    if is_bert_shaped(encoder.config):
         return bert_model(encoder, sites)
     from adaptx.onnx.traced import traced_model
 

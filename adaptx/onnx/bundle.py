@@ -14,10 +14,10 @@ from adaptx import storage
 from adaptx.adapters.adapter import Adapter
 from adaptx.data.read import Example
 from adaptx.encoder.encoder import Encoder
+from adaptx.encoder.families import is_bert_shaped
 from adaptx.errors import OptionError, SiteError, choices
 from adaptx.onnx import gate
 from adaptx.onnx import quantize as int8
-from adaptx.onnx.bert import is_shaped
 from adaptx.onnx.build import build
 from adaptx.onnx.calibration import CALIBRATION_TEXTS, calibration_rows
 from adaptx.onnx.graph import save
@@ -96,7 +96,7 @@ def export(
         if vocabulary:
             model = cut_table(model, vocabulary.kept)
         save(model, made / MODEL)
-        row = lone_model(encoder, chosen) if is_shaped(encoder.config) else None
+        row = lone_model(encoder, chosen) if is_bert_shaped(encoder.config) else None
         if row is not None:
             row = cut_table(row, vocabulary.kept) if vocabulary else row
             save_beside(row, made / LONE, made / MODEL)

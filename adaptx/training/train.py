@@ -30,6 +30,7 @@ from adaptx.training.distributed import check_distribution, check_launch, fsdp_h
 from adaptx.training.plan import Plan
 from adaptx.training.probe import fit_probe, pooled_states
 from adaptx.training.record import Job, Kept
+from adaptx.training.routed import Routed
 from adaptx.training.rows import Data, EncodedRows, open_data, training_rows
 from adaptx.training.runlog import RunLog, check_run
 from adaptx.training.settings import Settings
@@ -54,6 +55,7 @@ def train(
     label_column: str | None = None,
     precision: str | None = None,
     checkpointing: bool = False,
+    fast: bool = True,
     accelerator: Accelerator | None = None,
     run: str | Path | None = None,
     trackers: Sequence[str] = (),
@@ -66,9 +68,11 @@ def train(
     adaptx.data.read) or examples; without `dev` the last epoch is kept. What is kept are averaged
     weights (adaptx.training.average). `precision` is "no", "bf16" or "fp16" for the forward pass;
     None takes what `accelerate launch` says.
-    `checkpointing` recomputes activations to save memory. `run` is a new folder for a log (see
-    adaptx.training.runs), and `trackers` are names that Accelerate knows, such as "tensorboard";
-    an `accelerator` of your own brings its own. `settings` are those of `Settings`.
+    `checkpointing` recomputes activations to save memory. `fast` takes the fast path where it fits
+    (adaptx.training.fast); without it the encoder's own modules run, and nothing is fused. `run`
+    is a new folder for a log (see adaptx.training.runs), and `trackers` are names that Accelerate
+    knows, such as "tensorboard"; an `accelerator` of your own brings its own. `settings` are those
+    of `Settings`.
 
     Everything is checked before any work: raises DataError, SiteError or OptionError. Raises
     TrainingDiverged when the loss becomes NaN or infinite, with the last good adapter.
@@ -112,33 +116,18 @@ def train(
                     _probe(replace(job, encoder=working))
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
             with (
-                held(encoder, accelerator, dtype if adapter.sites else None) as working,
+                held(encoder, accelerator, dtype if adapter.sites and fast else None) as working,
                 working.checkpointing(adapter.model) if checkpointing else nullcontext(),
             ):
-                _loop(replace(job, encoder=working), log)
+                job = replace(job, encoder=working)
+                _loop(job, log, Routed(working, adapter, fast=fast, dtype=dtype))
             for held_by in (accelerator._models, accelerator._optimizers):
                 del held_by[-1:]  # else an accelerator of the caller's would keep each training's
     accelerator.wait_for_everyone()
     return adapter.to(encoder.device).requires_grad_(False).eval()
 
 
-class _Routed(nn.Module):
-    """What Accelerate wraps: the adapter, whose parameters train, on the encoder, which is frozen.
-
-    The encoder isn't a submodule: it has nothing to synchronize, and stays in eval().
-    """
-
-    def __init__(self, encoder: Encoder, adapter: Adapter):
-        super().__init__()
-        self.adapter = adapter
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """int64 `[B, S]`, int64 `[B, S]` -> logits `[B, L]`."""
-        return self.adapter.logits(self.adapter.hidden(self.encoder, input_ids, mask), mask)
-
-
-def _loop(job: Job, log: RunLog) -> None:
+def _loop(job: Job, log: RunLog, routed: Routed) -> None:
     """Train the adapter in place, to its best epoch on dev, and record how it went."""
     from accelerate.utils import set_seed
     from transformers import get_linear_schedule_with_warmup
@@ -157,10 +146,12 @@ def _loop(job: Job, log: RunLog) -> None:
     matrices = [p for p in adapter.trainable() if p.ndim > 1]
     vectors = [p for p in adapter.trainable() if p.ndim <= 1]  # biases, norms: not decayed
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(
+        groups, lr=options.lr, weight_decay=options.weight_decay, fused=True
+    )
     total = options.epochs * len(plan)
     schedule = get_linear_schedule_with_warmup(optimizer, int(options.warmup * total), total)
-    model, optimizer = accelerator.prepare(_Routed(job.encoder, adapter), optimizer)
+    model, optimizer = accelerator.prepare(routed, optimizer)
 
     # `accelerate launch --gradient_accumulation_steps` makes backward() divide; `accumulate` is
     # what counts here, and an optimizer step's loss is the global batch's mean whatever was said.
@@ -170,6 +161,8 @@ def _loop(job: Job, log: RunLog) -> None:
     kept = Kept(job)
     step_number = 0
     with Display(accelerator, total) as display:
+        if routed.why_plain:
+            display.say(f"Not on the fast path: {routed.why_plain}.")
         for epoch in range(1, options.epochs + 1):
             model.train()
             losses, started = [], time.perf_counter()

@@ -1,0 +1,36 @@
+"""What a training runs: an adapter on its frozen encoder, on the fast path where that fits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from adaptx.adapters.adapter import Adapter
+from adaptx.encoder.encoder import Encoder
+from adaptx.training.fast import FastBert, unfit
+
+
+class Routed(nn.Module):
+    """What Accelerate wraps: the adapter, whose parameters train, on the encoder, which is frozen.
+
+    The encoder isn't a submodule: it has nothing to synchronize, and stays in eval(). `fast` asks
+    for the fast path, with `dtype` for all that is computed; `why_plain` says why it wasn't taken.
+    """
+
+    def __init__(
+        self, encoder: Encoder, adapter: Adapter, *, fast: bool, dtype: torch.dtype | None
+    ):
+        super().__init__()
+        self.adapter = adapter
+        self.encoder, self.fused = encoder, fast
+        self.why_plain = unfit(encoder, [adapter]) if fast else None
+        taken = fast and self.why_plain is None
+        self.bert = FastBert(encoder, dtype or torch.float32) if taken else None
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """int64 `[B, S]`, int64 `[B, S]` -> logits `[B, L]`."""
+        if self.bert is not None:
+            hidden = self.bert.hidden(input_ids, mask, [(0, len(input_ids), self.adapter)])
+        else:
+            hidden = self.adapter.hidden(self.encoder, input_ids, mask, fused=self.fused)
+        return self.adapter.logits(hidden, mask)

@@ -1,0 +1,167 @@
+"""The fast path against the plain one: states, gradients, trainings."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+
+import adaptx as ax
+from adaptx.adapters.bank import Bank
+from adaptx.training.fast import FastBert, unfit
+from tests.training.test_train import LORA, fit, losses
+
+SHAPED = ("bert", "roberta", "xlm-roberta")
+
+
+def lora(encoder, seed=0, **options):
+    """An adapter that does something, and trains."""
+    config = LoraConfig(
+        **({"r": 4, "target_modules": "all-linear", "lora_alpha": 7} | options),
+        init_lora_weights=False,
+    )
+    task = ax.tasks.Classification(("a", "b", "c"))
+    made = ax.Adapter.new(encoder, task, config, name=f"x{seed}", seed=seed)
+    return made.requires_grad_(True)
+
+
+def batch(lengths, vocabulary=5000, seed=0):
+    """Token ids and their mask, padded on the right with 1."""
+    random = np.random.default_rng(seed)
+    ids = np.ones((len(lengths), max(lengths)), np.int64)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = random.integers(5, vocabulary, length)
+    ids = torch.from_numpy(ids)
+    return ids, (ids != 1).long()
+
+
+def gradients(adapters, states, mask):
+    """Of a sum that depends on every real token, by adapter and name."""
+    for adapter in adapters:
+        adapter.zero_grad()
+    weights = torch.sin(torch.arange(states.numel())).view(states.shape)
+    (states.float() * weights * mask[:, :, None]).sum().backward()
+    return [
+        {name: p.grad.clone() for name, p in adapter.named_parameters() if p.grad is not None}
+        for adapter in adapters
+    ]
+
+
+def close(found, wanted, tolerance):
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert mine.keys() == theirs.keys() and mine
+        for name, gradient in theirs.items():
+            assert (mine[name] - gradient).norm() <= tolerance * gradient.norm(), name
+
+
+@pytest.fixture(scope="module")
+def encoders(small_folders):
+    return {family: ax.Encoder.from_pretrained(small_folders[family]) for family in SHAPED}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    family=st.sampled_from(SHAPED),
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    targets=st.sampled_from(
+        ["all-linear", ["query", "value"], ["intermediate.dense"], r".*layer\.1.*(key|dense)"]
+    ),
+)
+def test_states_and_gradients_are_the_plain_paths(encoders, family, lengths, targets):
+    encoder = encoders[family]
+    adapter, (ids, mask) = lora(encoder, target_modules=targets), batch(lengths)
+    plain = adapter.hidden(encoder, ids, mask, fused=False)
+    fast = FastBert(encoder, torch.float32).hidden(ids, mask, [(0, len(ids), adapter)])
+    real = mask.bool()
+    torch.testing.assert_close(fast[real], plain[real], rtol=1e-5, atol=1e-5)
+    close(gradients([adapter], fast, mask), gradients([adapter], plain, mask), 1e-5)
+
+
+def test_rows_of_several_adapters_are_the_banks(small):
+    adapters = [lora(small, 1), lora(small, 2, r=8, target_modules=["query", "output.dense"])]
+    ids, mask = batch([7, 3, 20, 4, 4])
+    route = Bank.of(adapters, small).route([1, 1, 2, 2, 0])
+    plain = small.hidden(ids, mask, route)
+    owners = [(0, 2, adapters[0]), (2, 4, adapters[1])]
+    fast = FastBert(small, torch.float32).hidden(ids, mask, owners)
+    torch.testing.assert_close(fast[mask.bool()], plain[mask.bool()], rtol=1e-5, atol=1e-5)
+    close(gradients(adapters, fast, mask), gradients(adapters, plain, mask), 1e-5)
+
+
+def test_bf16_is_as_near_to_fp32_as_autocast_is(encoder):
+    adapter, (ids, mask) = lora(encoder), batch([12, 30, 21, 17], vocabulary=200_000)
+    exact = gradients([adapter], adapter.hidden(encoder, ids, mask, fused=False), mask)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = gradients([adapter], adapter.hidden(encoder, ids, mask, fused=False), mask)[0]
+    states = FastBert(encoder, torch.bfloat16).hidden(ids, mask, [(0, 4, adapter)])
+    fast = gradients([adapter], states, mask)[0]
+
+    def error(found):
+        return np.mean([float((found[n] - g).norm() / g.norm()) for n, g in exact.items()])
+
+    assert error(fast) < 1.3 * error(cast) < 0.1
+
+
+def test_nothing_is_computed_below_the_lowest_adapter(small):
+    upper = r".*layer\.1\..*"
+    adapter, (ids, mask) = lora(small, target_modules=upper), batch([5, 9])
+    asked = []
+    first = small.model.encoder.layer[0].attention.self.query.base.weight
+    states = FastBert(small, torch.float32).hidden(ids, mask, [(0, 2, adapter)])
+
+    def walk(node):
+        if node is not None and node not in asked:
+            asked.append(node)
+            for below, _ in node.next_functions:
+                walk(below)
+
+    walk(states.grad_fn)
+    held = [w for n in asked for w, _ in getattr(n, "weights", ())]
+    assert held and not any(w is first for w in held)
+
+
+def test_recomputed_layers_give_the_same_gradients(small_folders):
+    encoder = ax.Encoder.from_pretrained(small_folders["bert"])
+    adapter, (ids, mask) = lora(encoder), batch([9, 25, 4])
+
+    def found():
+        states = FastBert(encoder, torch.float32).hidden(ids, mask, [(0, 3, adapter)])
+        return gradients([adapter], states, mask)
+
+    kept = found()
+    with encoder.checkpointing():
+        assert FastBert(encoder, torch.float32).recomputes
+        close(found(), kept, 1e-6)
+
+
+def test_a_training_has_the_plain_paths_losses(small):
+    fast, plain = (fit(small, lr=3e-3, fast=on) for on in (True, False))
+    assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "said"),
+    [
+        ("bert", {}, None),
+        ("distilbert", {}, "distilbert isn't shaped like BERT"),
+        ("bert", {"lora_dropout": 0.1}, "LoRA's dropout"),
+        ("bert", {"use_dora": True}, "a model of its own"),
+    ],
+)
+def test_where_it_doesnt_fit_it_says_why(small_folders, capsys, family, options, said):
+    encoder = ax.Encoder.from_pretrained(small_folders[family])
+    config = LoraConfig(r=4, target_modules="all-linear", **options)
+    adapter = fit(encoder, config, epochs=1)
+    found, shown = unfit(encoder, [adapter]), capsys.readouterr()
+    if said is None:
+        assert found is None and "fast path" not in shown.out + shown.err
+    else:
+        assert said in found and said in " ".join((shown.out + shown.err).split())
+
+
+def test_the_frozen_weights_are_as_they_were_after_bf16(small):
+    before = {name: tensor.clone() for name, tensor in small.model.state_dict().items()}
+    fit(small, LORA, precision="bf16", epochs=1)
+    after = small.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
