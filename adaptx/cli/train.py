@@ -122,6 +122,9 @@ def train(
     warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps.")] = 0.1,
     weight_decay: Annotated[float, typer.Option("--weight-decay")] = 0.01,
     clip: Annotated[float, typer.Option("--clip", help="Gradient norm; 0 for none.")] = 1.0,
+    smoothing: Annotated[
+        float, typer.Option("--smoothing", help="Label smoothing: 0.1 helps where rows are few.")
+    ] = 0.0,
     metric: Annotated[
         str,
         typer.Option("--metric", help="On dev: accuracy, macro_f1, weighted_f1, dev_loss."),
@@ -175,8 +178,8 @@ def train(
         "epochs": epochs, "lr": LRS.get(method.value, 1e-3) if lr is None else lr,
         "batch_size": batch_size, "accumulate": accumulate,
         "probe_first": probe_first, "warmup": warmup, "weight_decay": weight_decay,
-        "clip": clip, "metric": metric, "patience": patience, "max_length": max_length,
-        "seed": seed,
+        "clip": clip, "smoothing": smoothing, "metric": metric, "patience": patience,
+        "max_length": max_length, "seed": seed,
     }  # fmt: skip
     plan = Settings(**settings)
     trackers = [tracker.strip() for tracker in track.split(",") if tracker.strip()]
@@ -247,7 +250,7 @@ def _check_options(
         if (source := ctx.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
     lora = {"r", "lora_alpha", "target_modules", "use_rslora"}
-    loop = {"epochs", "lr", "accumulate", "warmup", "weight_decay", "clip", "patience"}
+    loop = {"epochs", "lr", "accumulate", "warmup", "weight_decay", "clip", "patience", "smoothing"}
     without: dict[str, set[str]] = {}
     if config is not None:
         without["--config"] = {*lora, "method", "dropout"}

@@ -100,11 +100,15 @@ class Classification:
                 )
         return np.array([index[example.label or ""] for example in examples], dtype=np.int64)
 
-    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy of each row: logits `[B, labels]`, targets int64 `[B]` -> fp32 `[B]`."""
+    def losses(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Cross entropy of each row: logits `[B, labels]`, targets int64 `[B]` -> fp32 `[B]`.
+
+        `smoothing` is the share of a target that all labels have alike (Szegedy et al. 2016,
+        arXiv 1512.00567).
+        """
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(logits.float(), targets, reduction="none")
+        return cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
 
     def decode(self, logits: np.ndarray) -> list[Prediction]:
         """A Prediction for each row of logits `[B, labels]`."""

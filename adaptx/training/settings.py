@@ -22,6 +22,7 @@ class Settings:
     warmup        share of the steps that warm up
     weight_decay  AdamW's
     clip          largest norm of the gradient; 0 for no clipping
+    smoothing     label smoothing in training: the share of a target that all labels have alike
     probe_first   begin with the probe's head instead of a random one (Kumar et al. 2022, "LP-FT",
                   arXiv 2202.10054): fewer epochs are needed
     average       score and keep the average of the weights along the way (adaptx.training.average)
@@ -39,6 +40,7 @@ class Settings:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
+    smoothing: float = 0.0
     probe_first: bool = False
     average: bool = True
     metric: str = "accuracy"
@@ -53,7 +55,8 @@ class Settings:
                 raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise OptionError(f"seed={self.seed!r} must be a whole number from 0 to 2^31 - 1.")
-        for name, below in (("lr", 1e30), ("warmup", 1), ("weight_decay", 1e30), ("clip", 1e30)):
+        bounds = {"lr": 1e30, "warmup": 1, "weight_decay": 1e30, "clip": 1e30, "smoothing": 1}
+        for name, below in bounds.items():
             value = getattr(self, name)
             number = isinstance(value, (int, float))
             if not number or not 0 <= value < below or (name == "lr" and value == 0):

@@ -231,7 +231,7 @@ def _loss_sum(job: Job, model: nn.Module, rows: np.ndarray) -> tuple[Tensor, int
     """
     batch, targets = job.train.batch(rows if len(rows) else np.zeros(1, dtype=np.int64))
     logits = model(_tensor(job, batch.input_ids), _tensor(job, batch.attention_mask))
-    losses = job.task.losses(logits, _tensor(job, targets))
+    losses = job.task.losses(logits, _tensor(job, targets), job.options.smoothing)
     total = losses.sum() + own_model.regularization(job.adapter.model) * len(targets)
     return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
 

@@ -198,6 +198,7 @@ def test_an_adapter_follows_its_encoder_to_another_device(small_folders):
         ({"seed": -1}, "seed=-1"),
         ({"clip": float("nan")}, "clip=nan"),
         ({"weight_decay": float("inf")}, "weight_decay=inf"),
+        ({"smoothing": 1.0}, "smoothing=1.0"),
         ({"lr": "1e-3"}, "lr='1e-3'"),
         ({"dev": []}, "no dev set"),
         ({"config": {"r": 2}}, "peft.LoraConfig"),
