@@ -12,6 +12,7 @@
     ├── HubError             a repository of the Hub can't be read or written
     ├── MissingExtra         a package of an optional extra isn't installed
     ├── TrainingDiverged     the loss became NaN or infinite
+    ├── TrainingInterrupted  a signal ended the training; it can go on
     └── ParityError          an exported model doesn't answer like the one it was made from
 
 A message is one paragraph: what was asked, what was found, and the remedy. The command line
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 
@@ -99,6 +101,21 @@ class TrainingDiverged(AdaptxError, ArithmeticError):
     def __init__(self, message: str, step: int, adapter: Any = None):
         self.step, self.adapter = step, adapter
         super().__init__(message)
+
+
+class TrainingInterrupted(AdaptxError):
+    """SIGTERM or SIGINT (`signal`) ended a training after optimizer step `step`.
+
+    Its run's folder has a checkpoint of that step.
+    """
+
+    def __init__(self, number: int, step: int, run: str | Path):
+        self.signal, self.step, self.run = number, step, Path(run)
+        name = Signals(number).name
+        super().__init__(
+            f"{name} ended the training after step {step}, which is saved: go on with the same "
+            f"command and --run {run} --resume (ax.train(…, run={str(run)!r}, resume=True))."
+        )
 
 
 class ParityError(AdaptxError):

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from adaptx.errors import AdaptxError, MissingExtra
+from adaptx.errors import AdaptxError, MissingExtra, TrainingInterrupted
 
 TRAIN_EXTRA = (
     *("torch", "transformers", "peft", "accelerate", "sklearn"),
@@ -18,6 +18,8 @@ def run(main: Callable[[], object]) -> None:
     """Run `main`; what it raises on purpose is printed without a traceback."""
     try:
         main()
+    except TrainingInterrupted as error:
+        _refuse(error, 128 + error.signal)
     except AdaptxError as error:
         _refuse(error)
     except ModuleNotFoundError as error:
@@ -26,7 +28,7 @@ def run(main: Callable[[], object]) -> None:
         _refuse(MissingExtra(error.name or "", "train", "This command"))
 
 
-def _refuse(error: AdaptxError) -> None:
+def _refuse(error: AdaptxError, code: int = 2) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # a machine's processes meet the same error
         print(f"Error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -22,7 +22,8 @@ LIST_EXAMPLES = """
 
   adaptx runs list experiments --json
 
-States: running, done, failed, diverged, and stopped: killed before it could say so.
+States: running, done, failed, diverged, interrupted (by a signal, after a checkpoint), and stopped:
+killed before it could say so. The last two go on with `adaptx train … --run RUN --resume`.
 """
 COMPARE_EXAMPLES = """
 [bold]Examples[/bold]

@@ -147,6 +147,12 @@ def train(
         Path | None,
         typer.Option("--run", help="The log's new folder.", show_default="runs/<name>-<time>"),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --run where it was cut off.")
+    ] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option("--checkpoint-every", help="Seconds between checkpoints.")
+    ] = 300.0,
     track: Annotated[
         str, typer.Option("--track", help="Comma-separated trackers, such as tensorboard,wandb.")
     ] = "",
@@ -184,7 +190,9 @@ def train(
     plan = Settings(**settings)
     trackers = [tracker.strip() for tracker in track.split(",") if tracker.strip()]
     called = name or output.resolve().name
-    check_run(run or fresh_folder(called), trackers, None)
+    if resume and run is None:
+        raise OptionError("--resume needs --run: which run's folder? `adaptx runs list` has them.")
+    check_run(run or fresh_folder(called), trackers, None, resume)
     if config:
         chosen = read_config(config)
     else:
@@ -221,6 +229,8 @@ def train(
             checkpointing=checkpointing,
             fast=fast,
             run=run,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
             trackers=trackers,
             **common,
             **settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -34,6 +35,11 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+    def resumed(self, checkpoint: Path, step: int) -> None:
+        """Say that a training goes on, and where."""
+        self.say(f"Going on after step {step}, from {checkpoint}.")
+        self.bar.update(self.task, completed=step)
 
     def step(self, epoch: int, loss: float) -> None:
         """Move the bar by one optimizer step."""

@@ -26,6 +26,7 @@ class Step:
 
     rows: int
     micro_batches: tuple[np.ndarray, ...]
+    all_rows: np.ndarray  # of the global batch, whoever holds them
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,4 @@ class Plan:
             for i in random.permutation(len(batches)):
                 micro = np.array_split(batches[i], self.accumulate)
                 mine = tuple(rows[self.process :: self.processes] for rows in micro)
-                yield Step(len(batches[i]), mine)
+                yield Step(len(batches[i]), mine, batches[i])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
-from adaptx.errors import TrainingDiverged
+from adaptx.errors import TrainingDiverged, choices
 from adaptx.tasks import Classification
 from adaptx.training.rows import EncodedRows, Rows
 from adaptx.training.runlog import method_config
@@ -107,8 +108,13 @@ class Kept:
         vars(self.job.adapter.config).update(self.config)  # AdaLoRA writes its ranks there
         self.job.record(self.history, self.best, time.perf_counter() - self.started)
 
-    def diverged(self, what: str, step: int, epoch: int) -> TrainingDiverged:
-        """The error for a training that left the numbers, with the last good adapter."""
+    def diverged(
+        self, what: str, step: int, epoch: int, rows: Sequence[int] | np.ndarray = ()
+    ) -> TrainingDiverged:
+        """The error for a training that left the numbers, with the last good adapter.
+
+        `rows` are the places of the step's rows in the training data.
+        """
         if self.best:
             self.restore()
             good = f"The adapter of epoch {self.best['epoch']} is kept"
@@ -116,8 +122,13 @@ class Kept:
             good = "No epoch was finished, so there is no adapter to keep"
         adapter = self.job.adapter.requires_grad_(False).eval() if self.best else None
         return TrainingDiverged(
-            f"Training diverged at step {step} (epoch {epoch}): {what}. {good}. Lower the learning "
-            f"rate (now {self.job.options.lr:g}), or raise the warm-up.",
+            f"Training diverged at step {step} (epoch {epoch}{_batch(rows)}): {what}. {good}. "
+            f"Lower the learning rate (now {self.job.options.lr:g}), or raise the warm-up.",
             step,
             adapter,
         )
+
+
+def _batch(rows: Sequence[int] | np.ndarray) -> str:
+    """Which rows a batch had, counted from 1 as people do."""
+    return f", rows {choices(sorted(int(row) + 1 for row in rows))}" if len(rows) else ""

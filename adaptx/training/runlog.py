@@ -17,11 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from adaptx import storage
-from adaptx.errors import FolderError, OptionError, TrainingDiverged, choices
-from adaptx.training.runs import LOCK, LOG, Run, now, write_run
+from adaptx.errors import (
+    FolderError,
+    OptionError,
+    TrainingDiverged,
+    TrainingInterrupted,
+    choices,
+)
+from adaptx.training.runs import FACTS, LOCK, LOG, Run, now, read_log, read_run, write_run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,7 +38,10 @@ UNSAID = ("peft_version", "megatron_core")  # in every configuration, and of no 
 
 
 def check_run(
-    run: str | Path | None, trackers: Sequence[str], accelerator: Accelerator | None
+    run: str | Path | None,
+    trackers: Sequence[str],
+    accelerator: Accelerator | None,
+    resume: bool = False,
 ) -> Path | None:
     """The run's folder, after it and the trackers have been checked; OptionError, OutputExists."""
     if isinstance(trackers, str):
@@ -57,6 +66,10 @@ def check_run(
                 f"The tracker {missing[0]!r} needs a package that isn't installed: "
                 f"pip install {missing[0]}. Installed: {choices(there) or 'none'}."
             )
+    if resume and run is None:
+        raise OptionError("Which run is to be resumed? Give its folder, run='runs/NAME'.")
+    if resume and run is not None and (Path(run) / FACTS).is_file():
+        return Path(run)
     return None if run is None else storage.check_output(run, overwrite=False)
 
 
@@ -66,9 +79,16 @@ class RunLog:
     A context manager: leaving it marks the run done, or failed, or diverged. Every process makes
     one and calls it alike; the first one writes. `about` is what `Run` has of the training:
     name, encoder, method, task, config, settings, precision, processes, train_rows, dev_rows.
+    `goes_on` is the (step, epochs) after which a run that is there goes on.
     """
 
-    def __init__(self, folder: Path | None, accelerator: Accelerator, about: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: Path | None,
+        accelerator: Accelerator,
+        about: Mapping[str, Any],
+        goes_on: tuple[int, int] = (0, 0),
+    ):
         self.accelerator = accelerator
         self.run = Run(
             **about,
@@ -84,7 +104,7 @@ class RunLog:
         self.file: TextIO | None = None
         self.lock = FileLock(self.run.folder / LOCK)
         self.started = time.perf_counter()
-        self.last_step = 0
+        self.last_step, self.goes_on = goes_on[0], goes_on
 
     def __enter__(self) -> RunLog:
         self.accelerator.wait_for_everyone()  # each process has seen that the folder is free
@@ -100,9 +120,15 @@ class RunLog:
         if self.writes:
             try:
                 run.folder.mkdir(parents=True, exist_ok=True)
-                self.lock.acquire()
-                self.file = (run.folder / LOG).open("x", encoding="utf-8")
-                write_run(run)
+                self.lock.acquire(timeout=0)
+                if (run.folder / FACTS).is_file():
+                    self._cut_log()
+                self.file = (run.folder / LOG).open("a", encoding="utf-8")
+                write_run(self.run)
+            except Timeout:
+                raise FolderError(
+                    f"The run {run.folder} is being trained by another process: let it end first."
+                ) from None
             except OSError as error:
                 raise FolderError(
                     f"The run's folder {run.folder} can't be written: {error}."
@@ -111,6 +137,21 @@ class RunLog:
             known = {**run.config, **run.settings, "encoder": run.encoder, "method": run.method}
             plain = {k: v for k, v in known.items() if isinstance(v, (bool, int, float, str))}
             self.accelerator.init_trackers(run.name, config=plain)
+
+    def _cut_log(self) -> None:
+        """Leave what was logged up to where the run goes on."""
+        step, epochs = self.goes_on
+        there = read_run(self.run.folder)
+        kept = [e for e in read_log(there, "step") if e["step"] <= step]
+        kept += [e for e in read_log(there, "epoch") if e["epoch"] <= epochs]
+        kept.sort(key=lambda e: (e["step"], e["kind"] == "epoch"))
+        part = self.run.folder / f".{LOG}.part"
+        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept]
+        part.write_text("".join(lines), encoding="utf-8")
+        part.replace(self.run.folder / LOG)
+        if step:
+            self.run = replace(self.run, started=there.started, epochs=epochs, best=there.best)
+            self.started -= max([0.0, *(e["seconds"] for e in kept if e["kind"] == "step")])
 
     def __exit__(
         self,
@@ -121,6 +162,8 @@ class RunLog:
         state = "done" if error is None else "failed"
         if isinstance(error, TrainingDiverged):
             state = "diverged"
+        if isinstance(error, TrainingInterrupted):
+            state = "interrupted"
         said = None if error is None else f"{type(error).__name__}: {error}"
         self._line("end", {"state": state, "error": said})
         self._state(state=state, ended=now(), error=said)

@@ -5,6 +5,7 @@
                 {"kind": "step", step, epoch, loss, lr, grad_norm, tokens, seconds}
                 {"kind": "epoch", epoch, step, loss, seconds, dev_loss, <dev's scores>, best}
                 {"kind": "end", state, error}
+    checkpoints/  adaptx.training.checkpoint
     run.lock    held by the training: a run that says "running" and holds no lock was killed
     <name>/     what tensorboard reads, where that tracker is on
 
@@ -28,7 +29,7 @@ FACTS = "run.json"
 LOG = "log.jsonl"
 LOCK = "run.lock"
 SCHEMA = 1
-STATES = ("running", "done", "failed", "diverged")
+STATES = ("running", "done", "failed", "diverged", "interrupted")
 STOPPED = "stopped"  # never written: what "running" is called when its process is gone
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +22,22 @@ from adaptx.adapters import own_model
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
-from adaptx.errors import OptionError, choices
+from adaptx.errors import OptionError, TrainingInterrupted, choices
 from adaptx.evaluation.metrics import classification_scores
 from adaptx.tasks import Classification
 from adaptx.training.average import Average
+from adaptx.training.checkpoint import Checkpoint
 from adaptx.training.display import Display
 from adaptx.training.distributed import check_distribution, check_launch, fsdp_hidden, held, place
 from adaptx.training.plan import Plan
 from adaptx.training.probe import fit_probe, pooled_states
 from adaptx.training.record import Job, Kept
+from adaptx.training.resuming import Progress, Resuming, find_checkpoint
 from adaptx.training.routed import Routed
 from adaptx.training.rows import Data, EncodedRows, open_data, training_rows
 from adaptx.training.runlog import RunLog, check_run
 from adaptx.training.settings import Settings
+from adaptx.training.stopping import SIGNALS, Stopping
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,6 +62,8 @@ def train(
     fast: bool = True,
     accelerator: Accelerator | None = None,
     run: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: float = 300.0,
     trackers: Sequence[str] = (),
     **settings: Any,
 ) -> Adapter:
@@ -74,11 +80,16 @@ def train(
     knows, such as "tensorboard"; an `accelerator` of your own brings its own. `settings` are those
     of `Settings`.
 
+    A run writes a checkpoint at most `checkpoint_every` seconds after the one before, and when
+    SIGTERM or SIGINT come: then it raises TrainingInterrupted. `resume` goes on from the newest
+    checkpoint of `run`, to the same weights as if nothing had happened, and begins where there is
+    none; OptionError for a checkpoint of other data, another encoder or other settings.
+
     Everything is checked before any work: raises DataError, SiteError or OptionError. Raises
     TrainingDiverged when the loss becomes NaN or infinite, with the last good adapter.
     """
     options = _settings(settings)
-    run = check_run(run, trackers, accelerator)
+    run = check_run(run, trackers, accelerator, resume)
     columns = {"text_column": text_column, "label_column": label_column}
     train_rows = open_data(train, **columns)
     dev_rows = open_data(dev, **columns) if dev is not None else []
@@ -104,14 +115,16 @@ def train(
         )
     held_out = EncodedRows.of(encoder, adapter, task, dev_rows)
     job = Job(encoder, adapter, task, options, accelerator, encoded, held_out)
-    with RunLog(run, accelerator, job.about(config)) as log:
+    found = find_checkpoint(job, run) if resume and run is not None else None
+    goes_on = (found.step, len(found.state["history"])) if found else (0, 0)
+    with RunLog(run, accelerator, job.about(config), goes_on) as log:
         if config is None:
             with held(encoder, accelerator) as working:
                 history = _probe(replace(job, encoder=working))
             log.epoch(history[-1], best=True)
             job.record(history)
         else:
-            if options.probe_first:
+            if options.probe_first and found is None:
                 with held(encoder, accelerator) as working:
                     _probe(replace(job, encoder=working))
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
@@ -120,14 +133,22 @@ def train(
                 working.checkpointing(adapter.model) if checkpointing else nullcontext(),
             ):
                 job = replace(job, encoder=working)
-                _loop(job, log, Routed(working, adapter, fast=fast, dtype=dtype))
+                routed = Routed(working, adapter, fast=fast, dtype=dtype)
+                _loop(job, log, routed, run, checkpoint_every, found)
             for held_by in (accelerator._models, accelerator._optimizers):
                 del held_by[-1:]  # else an accelerator of the caller's would keep each training's
     accelerator.wait_for_everyone()
     return adapter.to(encoder.device).requires_grad_(False).eval()
 
 
-def _loop(job: Job, log: RunLog, routed: Routed) -> None:
+def _loop(
+    job: Job,
+    log: RunLog,
+    routed: Routed,
+    run: Path | None,
+    checkpoint_every: float,
+    found: Checkpoint | None,
+) -> None:
     """Train the adapter in place, to its best epoch on dev, and record how it went."""
     from accelerate.utils import set_seed
     from transformers import get_linear_schedule_with_warmup
@@ -159,16 +180,20 @@ def _loop(job: Job, log: RunLog, routed: Routed) -> None:
     averaged = options.average and not own_model.allocates(adapter.model)
     average = Average(adapter.trainable() if averaged else [])
     kept = Kept(job)
-    step_number = 0
-    with Display(accelerator, total) as display:
+    resuming = Resuming(job, run, checkpoint_every, optimizer, schedule, average, kept)
+    at = resuming.restore(found) if found else Progress()
+    with Display(accelerator, total) as display, Stopping(run is not None) as stopping:
         if routed.why_plain:
             display.say(f"Not on the fast path: {routed.why_plain}.")
-        for epoch in range(1, options.epochs + 1):
+        if found:
+            display.resumed(found.folder, at.step)
+        for epoch in range(at.epoch, options.epochs + 1):
             model.train()
-            losses, started = [], time.perf_counter()
-            for step in plan.steps(epoch):
-                step_number += 1
-                seen = torch.zeros(2, device=accelerator.device)  # the loss, and tokens
+            started = time.perf_counter()
+            for step in islice(plan.steps(epoch), at.place, None):
+                at.step, at.place = at.step + 1, at.place + 1
+                # The loss, tokens, whether a checkpoint is due, signals: alike for all processes.
+                seen = torch.zeros(5, device=accelerator.device)
                 for i, rows in enumerate(step.micro_batches):
                     last = i == len(step.micro_batches) - 1
                     with nullcontext() if last else accelerator.no_sync(model):
@@ -177,16 +202,18 @@ def _loop(job: Job, log: RunLog, routed: Routed) -> None:
                         total_loss, tokens = _loss_sum(job, model, rows)
                         micro = total_loss / step.rows
                         accelerator.backward(micro * undivided)
-                        seen += torch.stack([micro.detach(), micro.new_tensor(tokens)])
-                loss_value, tokens = accelerator.reduce(seen, "sum").tolist()
+                        seen[0] += micro.detach()
+                        seen[1] += tokens
+                seen[2:] = torch.tensor([resuming.due, *(stopping.signal == s for s in SIGNALS)])
+                loss_value, tokens, due, *signals = accelerator.reduce(seen, "sum").tolist()
                 norm = accelerator.clip_grad_norm_(adapter.trainable(), options.clip or math.inf)
                 scaled = accelerator.scaler is not None  # fp16's scaler skips an overflow itself
                 if not math.isfinite(loss_value):
-                    raise kept.diverged(f"the loss is {loss_value}", step_number, epoch)
+                    raise kept.diverged(f"the loss is {loss_value}", at.step, epoch, step.all_rows)
                 if not scaled and norm is not None and not torch.isfinite(norm):
-                    raise kept.diverged("the gradient isn't finite", step_number, epoch)
+                    raise kept.diverged("the gradient isn't finite", at.step, epoch, step.all_rows)
                 log.step(
-                    step_number,
+                    at.step,
                     epoch,
                     loss=loss_value,
                     lr=schedule.get_last_lr()[0],
@@ -194,30 +221,35 @@ def _loop(job: Job, log: RunLog, routed: Routed) -> None:
                     tokens=int(tokens),
                 )
                 optimizer.step()
-                own_model.after_backward(adapter.model, step_number)
+                own_model.after_backward(adapter.model, at.step)
                 average.update()
                 schedule.step()
                 optimizer.zero_grad()
-                losses.append(loss_value)
+                at.losses.append(loss_value)
                 display.step(epoch, loss_value)
+                if due or any(signals):
+                    resuming.save(at)
+                if run is not None and any(signals):
+                    raise TrainingInterrupted(SIGNALS[int(signals[0] == 0)], at.step, run)
             entry: dict[str, Any] = {
                 "epoch": epoch,
-                "loss": float(np.mean(losses)),
+                "loss": float(np.mean(at.losses)),
                 "seconds": round(time.perf_counter() - started, 2),
             }
             # The last step's weights have been through no loss yet.
             weights = (*adapter.weights().values(), *adapter.deltas().values())
             if not all(weight.isfinite().all() for weight in weights):
-                raise kept.diverged("a weight isn't finite after it", step_number, epoch)
+                raise kept.diverged("a weight isn't finite after it", at.step, epoch)
             with average.applied():
                 if len(job.dev):  # not by DDP, which waits for processes that have no rows
                     entry |= _evaluate(job, accelerator.unwrap_model(model))
                 sound = math.isfinite(entry.get("dev_loss", 0.0))
                 best = sound and kept.offer(entry)
             if not sound:
-                raise kept.diverged(f"the dev loss is {entry['dev_loss']}", step_number, epoch)
+                raise kept.diverged(f"the dev loss is {entry['dev_loss']}", at.step, epoch)
             display.epoch(entry, best)
             log.epoch(entry, best)
+            at = Progress(at.step, epoch + 1)
             if options.patience and len(job.dev) and epoch - kept.best["epoch"] >= options.patience:
                 display.say(f"No better dev {options.metric} for {options.patience} epochs: done.")
                 break

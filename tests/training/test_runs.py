@@ -136,7 +136,7 @@ class Interrupted(ax.tasks.Classification):
     def fit(self, train, dev=()):
         return Interrupted(super().fit(train, dev).labels)
 
-    def losses(self, logits, targets):
+    def losses(self, logits, targets, smoothing=0.0):
         raise KeyboardInterrupt
 
 
@@ -196,10 +196,10 @@ from tests.training.test_train import fit
 class Killed(ax.tasks.Classification):
     def fit(self, train, dev=()):
         return Killed(super().fit(train, dev).labels)
-    def losses(self, logits, targets):
+    def losses(self, logits, targets, smoothing=0.0):
         print("training", flush=True)
         sys.stdin.readline()
-        return super().losses(logits, targets)
+        return super().losses(logits, targets, smoothing)
 
 fit(ax.Encoder.from_pretrained(sys.argv[1]), task=Killed(), run=sys.argv[2])
 """

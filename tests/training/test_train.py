@@ -140,7 +140,7 @@ class Exploding(ax.tasks.Classification):
         object.__setattr__(fitted, "labels", super().fit(train, dev).labels)
         return fitted
 
-    def losses(self, logits, targets):
+    def losses(self, logits, targets, smoothing=0.0):
         found = super().losses(logits, targets)
         if not torch.is_grad_enabled():
             return found

@@ -1,0 +1,203 @@
+"""What a training's checkpoint holds, and how a training goes on from one as if never cut off.
+
+Weights, AdamW's moments, the schedule, the averages, the best epoch, the place in the epoch, and
+each process's random state. The order of rows needs none of it: it depends on the seed and the
+epoch (adaptx.training.plan).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptx.adapters import own_model
+from adaptx.errors import OptionError
+from adaptx.training.average import Average
+from adaptx.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
+from adaptx.training.record import Job, Kept
+from adaptx.training.rows import EncodedRows, Rows
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
+
+@dataclass
+class Progress:
+    """How far a training is: `place` steps of `epoch` are done, with these losses."""
+
+    step: int = 0
+    epoch: int = 1
+    place: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+class Resuming:
+    """A run's checkpoints; without a run's folder there are none."""
+
+    def __init__(
+        self,
+        job: Job,
+        run: Path | None,
+        every: float,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+        average: Average,
+        kept: Kept,
+    ):
+        self.job, self.run, self.every = job, run, every
+        self.optimizer, self.schedule, self.average, self.kept = optimizer, schedule, average, kept
+        self.saved = time.perf_counter()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last checkpoint was written long enough ago."""
+        return self.run is not None and time.perf_counter() - self.saved >= self.every
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint. Every process calls it, between two steps."""
+        from accelerate.utils import gather_object
+
+        if self.run is None:
+            return
+        accelerator = self.job.accelerator
+        random = gather_object([_random_state(accelerator.device)])
+        if accelerator.is_main_process:
+            tensors = {
+                **_named("weights", self.job.adapter.weights()),
+                **_named("best", self.kept.weights),
+                **_named("average", _numbered(self.average.averages)),
+                **{f"random.{i}.{k}": v for i, s in enumerate(random) for k, v in s.items()},
+            }
+            for i, state in self.optimizer.state_dict()["state"].items():
+                tensors |= _named(f"optimizer.{i}", state)
+            scaler = accelerator.scaler
+            state = {
+                "about": identity(self.job),
+                "progress": asdict(progress),
+                "schedule": self.schedule.state_dict(),
+                "averaged": self.average.steps,
+                "best": self.kept.best,
+                "history": self.kept.history,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            write_checkpoint(self.run, progress.step, state, tensors)
+        accelerator.wait_for_everyone()
+        self.saved = time.perf_counter()
+
+    def restore(self, found: Checkpoint) -> Progress:
+        """Put everything back as it was; where the training is then."""
+        tensors, state, accelerator = found.tensors, found.state, self.job.accelerator
+        device = accelerator.device
+        self.job.adapter.load_state_dict(_under("weights", tensors), strict=False)
+        self.kept.weights = _under("best", tensors)
+        self.kept.best, self.kept.history = state["best"], state["history"]
+        self.kept.config = dict(vars(self.job.adapter.config))
+        averages = _under("average", tensors)
+        self.average.averages = [averages[str(i)].to(device) for i in range(len(averages))]
+        self.average.steps = state["averaged"]
+        held = self.optimizer.state_dict()
+        for i in sorted({name.split(".")[1] for name in tensors if name.startswith("optimizer.")}):
+            held["state"][int(i)] = _under(f"optimizer.{i}", tensors)
+        self.optimizer.load_state_dict(held)
+        self.schedule.load_state_dict(state["schedule"])
+        lrs = self.schedule.get_last_lr()
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr
+        if accelerator.scaler is not None and state["scaler"] is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        _set_random_state(_under(f"random.{accelerator.process_index}", tensors), device)
+        return Progress(**state["progress"])
+
+
+def find_checkpoint(job: Job, run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, which must be of just this training.
+
+    Raises OptionError for other data, another encoder, other settings: what differs.
+    """
+    found = newest_checkpoint(run)
+    if found is None:
+        return None
+    if own_model.allocates(job.adapter.model):
+        raise OptionError(
+            f"{job.adapter.facts.method} keeps scores of its own, which no checkpoint has: train "
+            f"it anew, in another run's folder."
+        )
+    here, there = identity(job), found.state["about"]
+    differing = [
+        f"{name} was {there.get(name)!r} and is {here.get(name)!r}"
+        for name in sorted({*here, *there})
+        if here.get(name) != there.get(name)
+    ]
+    if differing:
+        raise OptionError(
+            f"{found.folder} is of another training: {'; '.join(differing)}. Resume with what it "
+            f"was begun with, or choose another run's folder."
+        )
+    return found
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What must be the same for a training to go on: flat, each with a name for people."""
+    facts, accelerator = job.adapter.facts, job.accelerator
+    config: Any = job.adapter.config
+    values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    found = {
+        "the encoder": facts.fingerprint,
+        "the task": facts.task,
+        "the method": facts.method,
+        "its configuration": hashlib.sha256(
+            json.dumps(values, sort_keys=True, default=_plain).encode()
+        ).hexdigest()[:12],
+        "the training data": _digest(job.train),
+        "the dev data": _digest(job.dev),
+        "precision": accelerator.mixed_precision,
+        "the number of processes": accelerator.num_processes,
+        **asdict(job.options),
+    }
+    return dict(json.loads(json.dumps(found)))  # as it comes back from a file
+
+
+def _digest(rows: Rows) -> str:
+    if not isinstance(rows, EncodedRows):
+        return f"{len(rows)} rows"  # larger than memory: not read for this
+    digest = hashlib.sha256(np.asarray(rows.targets).tobytes())
+    for ids in rows.ids:
+        digest.update(np.array([len(ids), *ids], np.int64).tobytes())
+    return f"{len(rows)} rows, {digest.hexdigest()[:12]}"
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    found = {"cpu": torch.get_rng_state()}
+    return found | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _numbered(tensors: list[Tensor]) -> dict[str, Tensor]:
+    return {str(i): tensor for i, tensor in enumerate(tensors)}
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}

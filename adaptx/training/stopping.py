@@ -1,0 +1,39 @@
+"""SIGTERM and SIGINT while a run trains: noted, and acted upon after the step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopping:
+    """A context manager: inside, the first such signal is kept in `signal`.
+
+    A second one ends the process as if nothing were here. Where nothing can be installed (another
+    thread than the main one), or `on` is off, signals do what they did.
+    """
+
+    def __init__(self, on: bool):
+        self.on = on and threading.current_thread() is threading.main_thread()
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        for number in SIGNALS if self.on else ():
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())

@@ -1,0 +1,249 @@
+"""A run that is cut off goes on to the same weights; a checkpoint is whole or not there."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+import adaptx as ax
+from adaptx.adapters.own_model import Full
+from adaptx.errors import FolderError, OptionError, TrainingDiverged, TrainingInterrupted
+from adaptx.training.checkpoint import newest_checkpoint, write_checkpoint
+from adaptx.training.plan import Plan
+from adaptx.training.resuming import Resuming
+from adaptx.training.runs import read_log, read_run
+from tests.conftest import SAMPLE
+from tests.training.test_train import LORA, fit
+
+CHILD = Path(__file__).parent / "cut_off.py"
+OPTIONS = {"epochs": 3, "lr": 3e-3, "seed": 4}
+
+
+def weights(adapter):
+    return adapter.weights()
+
+
+def same(one, two):
+    assert one.keys() == two.keys()
+    return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def interrupt(encoder, run, at, config=LORA, number=signal.SIGTERM, **options):
+    """Train until the signal comes in optimizer step `at`."""
+
+    def steps(self, epoch):
+        for step in original(self, epoch):
+            begun.append(step)
+            if len(begun) == at:
+                os.kill(os.getpid(), number)
+            yield step
+
+    begun, original = [], Plan.steps
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted) as caught:
+        patch.setattr(Plan, "steps", steps)
+        fit(encoder, config, run=run, **(OPTIONS | options))
+    assert caught.value.signal == number and caught.value.step == at
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (LORA, {}),
+        (LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.3), {}),  # draws
+        (LoraConfig(r=4, target_modules="all-linear", use_dora=True), {}),
+        (Full(0.1), {"lr": 1e-4}),
+        (LORA, {"probe_first": True, "accumulate": 3, "patience": 2}),
+    ],
+    ids=["lora", "dropout", "dora", "full", "probe first"],
+)
+def test_an_interrupted_run_ends_in_the_same_weights(small, tmp_path, config, options):
+    whole = fit(small, config, run=tmp_path / "whole", **(OPTIONS | options))
+    interrupt(small, tmp_path / "cut", 15, config, **options)
+    assert read_run(tmp_path / "cut").state == "interrupted"
+    cut = fit(small, config, run=tmp_path / "cut", resume=True, **(OPTIONS | options))
+    assert same(weights(cut), weights(whole))
+    logs = [read_run(tmp_path / name) for name in ("whole", "cut")]
+    assert {log.state for log in logs} == {"done"}
+    steps = [
+        [(e["step"], e["epoch"], e["loss"], e["lr"]) for e in read_log(log, "step")] for log in logs
+    ]
+    assert steps[0] == steps[1] and len(steps[0]) == 33
+    epochs = [
+        [(e["epoch"], e["loss"], e["dev_loss"], e["best"]) for e in read_log(log, "epoch")]
+        for log in logs
+    ]
+    assert epochs[0] == epochs[1]
+
+
+@pytest.mark.parametrize("at", [1, 11, 12, 33])
+def test_any_step_may_be_the_last_one(small, tmp_path, at):
+    whole = fit(small, **OPTIONS)
+    interrupt(small, tmp_path / "cut", at, number=signal.SIGINT)
+    cut = fit(small, run=tmp_path / "cut", resume=True, **OPTIONS)
+    assert same(weights(cut), weights(whole))
+
+
+def test_a_run_that_isnt_there_begins(small, tmp_path):
+    begun = fit(small, run=tmp_path / "new", resume=True, **OPTIONS)
+    assert same(weights(begun), weights(fit(small, **OPTIONS)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"lr": 1e-4}, "lr was 0.003 and is 0.0001"),
+        ({"seed": 5}, "seed was 4 and is 5"),
+        ({"train": SAMPLE / "dev.jsonl"}, "the training data was '168 rows"),
+        ({"dev": SAMPLE / "train.jsonl"}, "the dev data was"),
+        ({"config": LoraConfig(r=8, target_modules="all-linear")}, "its configuration was"),
+        ({"precision": "bf16"}, "precision was 'no' and is 'bf16'"),
+    ],
+)
+def test_another_training_is_refused_by_what_differs(small, cut_run, tmp_path, changed, named):
+    run = shutil.copytree(cut_run, tmp_path / "cut")
+    before = (run / "log.jsonl").read_bytes()
+    with pytest.raises(OptionError, match="is of another training") as caught:
+        fit(small, run=run, resume=True, **(OPTIONS | changed))
+    assert named in str(caught.value)
+    assert (run / "log.jsonl").read_bytes() == before
+
+
+def test_another_encoder_is_refused(small_folders, cut_run, tmp_path):
+    run = shutil.copytree(cut_run, tmp_path / "cut")
+    other = ax.Encoder.from_pretrained(small_folders["roberta"])
+    with pytest.raises(OptionError, match="the encoder was 'sha256"):
+        fit(other, run=run, resume=True, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def cut_run(small, tmp_path_factory):
+    """A run that was interrupted in step 15, with checkpoints of the steps 14 and 15."""
+    run = tmp_path_factory.mktemp("runs") / "cut"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Resuming, "due", property(lambda self: True))  # one after each step
+        interrupt(small, run, 15)
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [
+        "step-00000014",
+        "step-00000015",
+    ]
+    return run
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "tensors.safetensors").write_bytes(b"x" * 100),
+        lambda folder: (folder / "tensors.safetensors").unlink(),
+        lambda folder: (folder / "adaptx.json").write_text("{"),
+        lambda folder: (folder / "adaptx.json").write_text('{"schema": 1, "kind": "adapter"}'),
+        lambda folder: shutil.rmtree(folder) or folder.mkdir(),
+    ],
+    ids=["other bytes", "no tensors", "no JSON", "another kind", "empty"],
+)
+def test_a_damaged_checkpoint_is_passed_over(small, cut_run, tmp_path, damage):
+    run = shutil.copytree(cut_run, tmp_path / "cut")
+    damage(run / "checkpoints" / "step-00000015")
+    (run / "checkpoints" / "step-99999999x").mkdir()  # somebody else's
+    with pytest.warns(UserWarning, match="step-00000015 is no whole checkpoint"):
+        resumed = fit(small, run=run, resume=True, **OPTIONS)
+    assert same(weights(resumed), weights(fit(small, **OPTIONS)))
+
+
+def test_older_ones_go_only_after_a_newer_is_whole(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step, {"n": step}, {"x": torch.tensor([float(step)])})
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000003"]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    script = (
+        f"{limit}\nimport signal, torch\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from pathlib import Path\nfrom adaptx.training.checkpoint import write_checkpoint\n"
+        f"write_checkpoint(Path({str(tmp_path)!r}), 4, {{}}, {{'x': torch.zeros(10_000)}})"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "FolderError" in found.stderr and "is the disk full?" in found.stderr
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
+    newest = newest_checkpoint(tmp_path)
+    assert newest.step == 3 and newest.state == {"n": 3} and newest.tensors["x"].item() == 3
+
+
+def test_a_run_under_way_isnt_resumed(small, cut_run, tmp_path):
+    from filelock import FileLock
+
+    run = shutil.copytree(cut_run, tmp_path / "cut")
+    with FileLock(run / "run.lock"), pytest.raises(FolderError, match="by another process"):
+        fit(small, run=run, resume=True, **OPTIONS)
+
+
+def test_signals_are_the_users_own_again_afterwards(small, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    interrupt(small, tmp_path / "cut", 2)
+    fit(small, run=tmp_path / "other", epochs=1)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_divergence_names_the_batchs_rows(small):
+    with pytest.raises(TrainingDiverged, match=r"step \d+ \(epoch \d+, rows \d+, \d+"):
+        fit(small, lr=1e28, clip=0.0, epochs=2)
+
+
+def test_resume_needs_a_run(small):
+    with pytest.raises(OptionError, match="Which run"):
+        fit(small, resume=True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_command_ends_with_the_signals_code_and_goes_on(small_folders, tmp_path, number, code):
+    command = [
+        sys.executable, "-m", "adaptx", "train", "--encoder", str(small_folders["bert"]),
+        "--train", str(SAMPLE / "train.jsonl"), "--dev", str(SAMPLE / "dev.jsonl"),
+        "-o", str(tmp_path / "made"), "--r", "4", "--epochs", "40", "--run", str(tmp_path / "run"),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("epoch   2"):
+                process.send_signal(number)
+                break
+        said = process.stderr.read()
+    assert process.returncode == code and "--resume" in said
+    assert read_run(tmp_path / "run").state == "interrupted"
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert again.returncode == 0 and "Going on after step" in again.stderr
+    assert (tmp_path / "made" / "adaptx.json").is_file()
+
+
+@pytest.mark.slow
+def test_no_kill_loses_a_checkpoint(small_folders, tmp_path):
+    """SIGKILL at each of the first calls that write, and at random ones: 30 times."""
+    draw = random.Random(0)
+    lives = [[str(tmp_path / "whole"), None]]
+    for attempt in range(5):
+        run = str(tmp_path / f"run{attempt}")
+        places = range(attempt * 6, attempt * 6 + 6)
+        lives += [[run, place if attempt < 3 else draw.randrange(60)] for place in places]
+        lives.append([run, None])
+    found = subprocess.run(
+        [sys.executable, str(CHILD), str(small_folders["bert"]), json.dumps(lives)],
+        capture_output=True,
+        text=True,
+        cwd=CHILD.parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    whole, *said = [json.loads(line) for line in found.stdout.splitlines()]
+    assert len(said) == 35 and [life["signal"] for life in said].count(signal.SIGKILL) == 30
+    newest = {}  # by run: what was committed stays
+    for (run, kill), life in zip(lives[1:], said, strict=True):
+        newest[run] = max([newest.get(run, 0), *life["committed"]])
+        assert (life["newest"] or 0) >= newest[run]
+        if kill is None:
+            assert life["code"] == 0 and life["weights"] == whole["weights"]
