@@ -1,11 +1,13 @@
 """One process of a training on a small encoder; prints what it saw as JSON.
 
 With MEETING, a file, the ranks meet there on the loopback interface; without, as their launcher
-(`accelerate launch`) told them. OPTIONS are the training's own, as JSON.
+(`accelerate launch`) told them. OPTIONS are the training's own, as JSON; `signal_at` is a step in
+which the last rank gets a SIGTERM.
 """
 
 import json
 import os
+import signal
 import sys
 
 import torch.distributed
@@ -16,6 +18,7 @@ import adaptx as ax
 from adaptx.data.read import read_examples
 from adaptx.errors import AdaptxError
 from adaptx.training.distributed import fsdp_hidden, held
+from adaptx.training.plan import Plan
 
 
 def held_share(parameters):
@@ -23,6 +26,20 @@ def held_share(parameters):
     parameters = list(parameters)
     local = [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
     return sum(p.numel() for p in local) / sum(p.numel() for p in parameters)
+
+
+def signal_in_step(number):
+    """This process gets a SIGTERM when it begins the step with this number."""
+    original, begun = Plan.steps, []
+
+    def steps(self, epoch):
+        for step in original(self, epoch):
+            begun.append(step)
+            if len(begun) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield step
+
+    Plan.steps = steps
 
 
 def main(encoder_folder, data, options, meeting=None):
@@ -33,6 +50,9 @@ def main(encoder_folder, data, options, meeting=None):
     lora = LoraConfig(r=4, target_modules=options.pop("sites", "all-linear"))
     config = {"lora": lora, "probe": None, "full": ax.Full()}[options.pop("method", "lora")]
     rows = options.pop("rows", None)
+    last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+    if (step := options.pop("signal_at", None)) and last:
+        signal_in_step(step)
     encoder = ax.Encoder.from_pretrained(encoder_folder)
     train = read_examples(f"{data}/train.jsonl")[:rows]
     try:

@@ -21,6 +21,7 @@ from adaptx.training.plan import Plan
 from adaptx.training.resuming import Resuming
 from adaptx.training.runs import read_log, read_run
 from tests.conftest import SAMPLE
+from tests.training.test_scaling import ranks
 from tests.training.test_train import LORA, fit
 
 CHILD = Path(__file__).parent / "cut_off.py"
@@ -219,6 +220,21 @@ def test_the_command_ends_with_the_signals_code_and_goes_on(small_folders, tmp_p
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert again.returncode == 0 and "Going on after step" in again.stderr
     assert (tmp_path / "made" / "adaptx.json").is_file()
+
+
+def test_two_processes_stop_together_and_go_on_to_the_same_losses(small_folders, tmp_path):
+    folder, run = str(small_folders["bert"]), str(tmp_path / "run")
+    whole = ranks(2, folder, str(tmp_path / "first"), {"run": str(tmp_path / "whole")})
+    cut = ranks(2, folder, str(tmp_path / "second"), {"run": run, "signal_at": 23})
+    for rank in cut:  # the signal came to one of them
+        assert rank["error"].startswith("TrainingInterrupted: SIGTERM ended the training after ")
+        assert "step 23," in rank["error"]
+    assert read_run(run).state == "interrupted"
+    resumed = ranks(2, folder, str(tmp_path / "third"), {"run": run, "resume": True})
+    for rank, wanted in zip(resumed, whole, strict=True):
+        assert rank["processes"] == 2
+        assert rank["weights"] == wanted["weights"]
+        assert [e["loss"] for e in rank["history"]] == [e["loss"] for e in wanted["history"]]
 
 
 @pytest.mark.slow
