@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adaptx.onnx.bundle import export
     from adaptx.onnx.merged import export_merged
     from adaptx.runtime.runtime import Runtime
+    from adaptx.training.many import Member, train_many
     from adaptx.training.train import train
 
 __version__ = "0.1.0"
@@ -30,12 +31,14 @@ __all__ = [
     "Adapter",
     "Encoder",
     "Full",
+    "Member",
     "Runtime",
     "evaluate",
     "export",
     "export_merged",
     "tasks",
     "train",
+    "train_many",
 ]
 
 _HOMES = {
@@ -46,7 +49,9 @@ _HOMES = {
     "Runtime": "adaptx.runtime.runtime",
     "export": "adaptx.onnx.bundle",
     "export_merged": "adaptx.onnx.merged",
+    "Member": "adaptx.training.member",
     "train": "adaptx.training.train",
+    "train_many": "adaptx.training.many",
 }
 
 

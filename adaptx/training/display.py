@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
 from adaptx.evaluation.metrics import score_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from adaptx.training.member import Trainee
+
+SHOWN = 4  # running adapters whose losses are shown
 
 
 class Display:
@@ -29,7 +37,7 @@ class Display:
         )
         self.task = self.bar.add_task("training", total=total)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         self.bar.start()
         return self
 
@@ -61,3 +69,35 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class ManyDisplay(Display):
+    """Of a job with many adapters: one bar for all, and a line for each that is finished."""
+
+    def __init__(self, accelerator: Accelerator, adapters: int, total: int):
+        super().__init__(accelerator, total)
+        self.adapters, self.ended = adapters, 0
+        self.tokens, self.seconds = 0, 0.0
+
+    def shared_step(self, running: Sequence[Trainee], tokens: int, seconds: float) -> None:
+        """A shared step is done: how the running ones stand, and how fast they are."""
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        shown = "  ".join(
+            f"{one.job.adapter.name} {one.epoch}: {one.losses[-1]:.3f}"
+            for one in running[:SHOWN]
+            if one.losses
+        )
+        more = f"  and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
+        done = f"{self.ended}/{self.adapters} done, {self.tokens / self.seconds:,.0f} tokens/s"
+        self.bar.update(self.task, advance=len(running), description=f"{done}  {shown}{more}")
+
+    def finished(self, name: str, best: dict[str, Any]) -> None:
+        """Print the line of a finished adapter."""
+        self.ended += 1
+        dev = f"  dev loss {best['dev_loss']:.4f}  {score_line(best)}" if "dev_loss" in best else ""
+        self.say(f"{name}: epoch {best['epoch']}{dev}  ({self.ended} of {self.adapters} done)")
+
+    def failed(self, name: str, error: Exception) -> None:
+        """Say that an adapter was dropped, and why."""
+        self.ended += 1
+        self.say(f"{name} was dropped, the others go on: {error}")

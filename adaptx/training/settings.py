@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from adaptx.errors import OptionError, choices
 from adaptx.evaluation.metrics import METRICS
@@ -47,6 +49,14 @@ class Settings:
     patience: int | None = None
     max_length: int | None = None
     seed: int = 0
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Settings:
+        """The settings of these names; OptionError for one that there isn't."""
+        if unknown := sorted(settings.keys() - cls.__dataclass_fields__.keys()):
+            known = ", ".join(cls.__dataclass_fields__)
+            raise OptionError(f"Unknown setting {choices(unknown)}; there is {known}.")
+        return cls(**settings)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "patience", "max_length"):

@@ -29,6 +29,7 @@ from adaptx.training.average import Average
 from adaptx.training.checkpoint import Checkpoint
 from adaptx.training.display import Display
 from adaptx.training.distributed import check_distribution, check_launch, fsdp_hidden, held, place
+from adaptx.training.optimizing import optimizer_and_schedule
 from adaptx.training.plan import Plan
 from adaptx.training.probe import fit_probe, pooled_states
 from adaptx.training.record import Job, Kept
@@ -36,6 +37,7 @@ from adaptx.training.resuming import Progress, Resuming, find_checkpoint
 from adaptx.training.routed import Routed
 from adaptx.training.rows import Data, EncodedRows, open_data, training_rows
 from adaptx.training.runlog import RunLog, check_run
+from adaptx.training.scoring import dev_scores, on_device
 from adaptx.training.settings import Settings
 from adaptx.training.stopping import SIGNALS, Stopping
 
@@ -88,7 +90,7 @@ def train(
     Everything is checked before any work: raises DataError, SiteError or OptionError. Raises
     TrainingDiverged when the loss becomes NaN or infinite, with the last good adapter.
     """
-    options = _settings(settings)
+    options = Settings.of(settings)
     run = check_run(run, trackers, accelerator, resume)
     columns = {"text_column": text_column, "label_column": label_column}
     train_rows = open_data(train, **columns)
@@ -104,7 +106,7 @@ def train(
         max_length=options.max_length,
         seed=options.seed,
     )
-    accelerator = accelerator or _accelerator(precision, run, trackers)
+    accelerator = accelerator or accelerator_for(precision, run, trackers)
     check_distribution(accelerator)
     place(encoder, adapter, accelerator)
     encoded = training_rows(encoder, adapter, task, train_rows)
@@ -151,7 +153,6 @@ def _loop(
 ) -> None:
     """Train the adapter in place, to its best epoch on dev, and record how it went."""
     from accelerate.utils import set_seed
-    from transformers import get_linear_schedule_with_warmup
 
     options, accelerator, adapter = job.options, job.accelerator, job.adapter
     set_seed(options.seed + accelerator.process_index)  # dropout: each process draws its own
@@ -164,14 +165,8 @@ def _loop(
         options.seed,
         job.train.lengths,
     )
-    matrices = [p for p in adapter.trainable() if p.ndim > 1]
-    vectors = [p for p in adapter.trainable() if p.ndim <= 1]  # biases, norms: not decayed
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(
-        groups, lr=options.lr, weight_decay=options.weight_decay, fused=True
-    )
     total = options.epochs * len(plan)
-    schedule = get_linear_schedule_with_warmup(optimizer, int(options.warmup * total), total)
+    optimizer, schedule = optimizer_and_schedule(adapter, options, total)
     model, optimizer = accelerator.prepare(routed, optimizer)
 
     # `accelerate launch --gradient_accumulation_steps` makes backward() divide; `accumulate` is
@@ -242,7 +237,7 @@ def _loop(
                 raise kept.diverged("a weight isn't finite after it", at.step, epoch)
             with average.applied():
                 if len(job.dev):  # not by DDP, which waits for processes that have no rows
-                    entry |= _evaluate(job, accelerator.unwrap_model(model))
+                    entry |= dev_scores(job, accelerator.unwrap_model(model))
                 sound = math.isfinite(entry.get("dev_loss", 0.0))
                 best = sound and kept.offer(entry)
             if not sound:
@@ -262,36 +257,10 @@ def _loss_sum(job: Job, model: nn.Module, rows: np.ndarray) -> tuple[Tensor, int
     When this process has no rows: 0, with a gradient of zeros.
     """
     batch, targets = job.train.batch(rows if len(rows) else np.zeros(1, dtype=np.int64))
-    logits = model(_tensor(job, batch.input_ids), _tensor(job, batch.attention_mask))
-    losses = job.task.losses(logits, _tensor(job, targets), job.options.smoothing)
+    logits = model(on_device(job, batch.input_ids), on_device(job, batch.attention_mask))
+    losses = job.task.losses(logits, on_device(job, targets), job.options.smoothing)
     total = losses.sum() + own_model.regularization(job.adapter.model) * len(targets)
     return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
-
-
-@torch.no_grad()
-def _evaluate(job: Job, model: nn.Module) -> dict[str, float]:
-    """Loss and scores on dev; the processes share the rows and all get the answer."""
-    from accelerate.utils import gather_object
-
-    model.eval()
-    accelerator, dev = job.accelerator, job.dev
-    # As many rows, and so forward passes, for each process, some of them twice: FSDP waits in each.
-    share = -(-len(dev.ids) // accelerator.num_processes)
-    mine = (np.arange(share) * accelerator.num_processes + accelerator.process_index) % len(dev.ids)
-    found: list[tuple[int, list[float]]] = []
-    # Twice a training micro-batch: no gradients are kept.
-    parts = job.options.accumulate * accelerator.num_processes
-    rows_at_once = 2 * max(1, job.options.batch_size // parts)
-    for batch in job.encoder.text.batches([dev.ids[row] for row in mine], rows_at_once):
-        logits = model(_tensor(job, batch.input_ids), _tensor(job, batch.attention_mask))
-        found += zip(mine[batch.rows].tolist(), logits.float().cpu().tolist(), strict=True)
-    gathered = dict(gather_object(found))
-    logits = torch.tensor([gathered[row] for row in range(len(dev.ids))])
-    losses = job.task.losses(logits, torch.from_numpy(dev.targets))
-    return {
-        "dev_loss": float(losses.mean()),
-        **classification_scores(dev.targets, logits.argmax(1).numpy()),
-    }
 
 
 def _probe(job: Job) -> list[dict[str, Any]]:
@@ -317,7 +286,10 @@ def _probe(job: Job) -> list[dict[str, Any]]:
     return [entry]
 
 
-def _accelerator(precision: str | None, run: Path | None, trackers: Sequence[str]) -> Accelerator:
+def accelerator_for(
+    precision: str | None, run: Path | None = None, trackers: Sequence[str] = ()
+) -> Accelerator:
+    """Accelerate's Accelerator; OptionError for a precision that it refuses here."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -332,14 +304,3 @@ def _accelerator(precision: str | None, run: Path | None, trackers: Sequence[str
             )
     except ValueError as error:
         raise OptionError(f"Accelerate refuses precision={precision!r}: {error}") from error
-
-
-def _settings(settings: dict[str, Any]) -> Settings:
-    known = Settings.__dataclass_fields__
-    if unknown := sorted(settings.keys() - known.keys()):
-        raise OptionError(f"Unknown setting {choices(unknown)}; there is {', '.join(known)}.")
-    return Settings(**settings)
-
-
-def _tensor(job: Job, array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array).to(job.accelerator.device)

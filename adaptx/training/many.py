@@ -1,0 +1,188 @@
+"""Many adapters in one job: their rows share each frozen forward pass.
+
+A step takes the next batch of each running member, puts them together, and runs the encoder once;
+each row goes through its own adapter. Losses, clipping, optimizers and schedules stay each
+member's own, so the weights are those of separate trainings, up to rounding. A member that is
+finished leaves its place to the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adaptx.adapters.adapter import Adapter
+from adaptx.adapters.bank import Bank
+from adaptx.encoder.encoder import Encoder
+from adaptx.errors import DataError, OptionError, TrainingDiverged
+from adaptx.training.display import ManyDisplay
+from adaptx.training.distributed import held
+from adaptx.training.fast import FastBert, unfit
+from adaptx.training.member import Member, Trainee
+from adaptx.training.record import Job
+from adaptx.training.routed import Routed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Trained:
+    """What came of a job: adapters by name, in the order they were asked for, and what failed."""
+
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    failed: dict[str, TrainingDiverged] = field(default_factory=dict)
+
+
+def train_many(
+    encoder: Encoder,
+    members: Sequence[Member],
+    *,
+    slots: int = 8,
+    precision: str | None = None,
+    fast: bool = True,
+    runs: str | Path | None = None,
+    accelerator: Accelerator | None = None,
+    done: Callable[[Adapter], None] | None = None,
+) -> Trained:
+    """Train members together, at most `slots` at a time, in one process.
+
+    `precision` is "no" or "bf16"; `runs` is a folder for a run of each; `done` is given each
+    adapter as soon as it is finished. A member that diverges is dropped, and the others go on.
+    Raises OptionError, before any training, that says of each member what is wrong with it.
+    """
+    from adaptx.training.train import accelerator_for
+
+    names = [member.name for member in members]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise OptionError(f"The name {twice[0]!r} is used twice: give each adapter its own.")
+    if not members or slots < 1:
+        raise OptionError(f"{len(members)} adapters in {slots} slots: give at least one of each.")
+    accelerator = accelerator or accelerator_for(precision)
+    if accelerator.num_processes > 1 or accelerator.scaler is not None:
+        raise OptionError(
+            f"Many adapters train in one process and in fp32 or bf16, not in "
+            f"{accelerator.num_processes} with {accelerator.mixed_precision}: start one job for "
+            f"each GPU, with a part of the adapters."
+        )
+    encoder.to(accelerator.device)
+    jobs, wrong = [], []
+    for member in members:
+        try:
+            jobs.append(member.job(encoder, accelerator))
+        except (OptionError, DataError) as error:
+            wrong.append(f"{member.name}: {error}")
+    if wrong:
+        raise OptionError(f"Nothing was trained. {' '.join(wrong)}")
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    folder = Path(runs) if runs is not None else None
+    with held(encoder, accelerator, dtype if fast else None) as working:
+        queue = deque(
+            (job, member.config, folder / member.name if folder else None)
+            for job, member in zip(jobs, members, strict=True)
+        )
+        found = _loop(working, queue, slots, dtype, fast, done)
+    order = {name: found.adapters[name] for name in names if name in found.adapters}
+    return Trained(order, found.failed)
+
+
+def _loop(
+    encoder: Encoder,
+    queue: deque[tuple[Job, object, Path | None]],
+    slots: int,
+    dtype: torch.dtype,
+    fast: bool,
+    done: Callable[[Adapter], None] | None,
+) -> Trained:
+    found, running = Trained(), list[Trainee]()
+    total = sum(job.options.epochs * -(-len(job.train) // job.options.batch_size)
+                for job, _, _ in queue)  # fmt: skip
+    with ManyDisplay(queue[0][0].accelerator, len(queue), total) as display:
+        try:
+            while queue or running:
+                while queue and len(running) < slots:
+                    job, config, run = queue.popleft()
+                    job.adapter.to(encoder.device)
+                    routed = Routed(encoder, job.adapter, fast=fast, dtype=dtype)
+                    running.append(Trainee(job, config, routed.train(), run))
+                started = time.perf_counter()
+                losses, tokens = _shared_step(encoder, running, dtype, fast)
+                leaving, ended = [], []
+                for trainee, loss, count in zip(running, losses, tokens, strict=True):
+                    name = trainee.job.adapter.name
+                    try:
+                        finished = trainee.step(loss, count)
+                    except TrainingDiverged as error:
+                        trainee.fail(error)
+                        found.failed[name] = error
+                        leaving.append(trainee)
+                        display.failed(name, error)
+                    else:
+                        if finished:
+                            found.adapters[name] = trainee.finish()
+                            leaving.append(trainee)
+                            ended.append(found.adapters[name])
+                            display.finished(name, trainee.kept.best)
+                running = [trainee for trainee in running if trainee not in leaving]
+                if done is not None:
+                    for adapter in ended:
+                        done(adapter)
+                display.shared_step(running, sum(tokens), time.perf_counter() - started)
+        except BaseException as error:
+            for trainee in running:
+                trainee.fail(error)
+            raise
+    return found
+
+
+def _shared_step(
+    encoder: Encoder, running: Sequence[Trainee], dtype: torch.dtype, fast: bool
+) -> tuple[list[float], list[int]]:
+    """The forward pass of all, and the backward pass of all losses; each one's loss and tokens."""
+    ids = [trainee.train.ids[row] for trainee in running for row in trainee.rows]
+    counts = [len(trainee.rows) for trainee in running]
+    ends = torch.tensor(counts).cumsum(0).tolist()
+    spans = list(zip([0, *ends[:-1]], ends, strict=True))
+    batch = encoder.text.batch(ids, range(len(ids)))
+    input_ids = torch.from_numpy(batch.input_ids).to(encoder.device)
+    mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
+    adapters = [trainee.job.adapter for trainee in running]
+    if fast and unfit(encoder, adapters) is None:
+        owners = [(*span, adapter) for span, adapter in zip(spans, adapters, strict=True)]
+        hidden = FastBert(encoder, dtype).hidden(input_ids, mask, owners)
+    else:
+        hidden = _banked(encoder, adapters, counts, input_ids, mask, dtype)
+    losses = [
+        trainee.loss(hidden[start:end], mask[start:end])
+        for trainee, (start, end) in zip(running, spans, strict=True)
+    ]
+    # Each loss depends on its own adapter alone, so the sum's gradient is each one's own.
+    torch.stack(losses).sum().backward()
+    tokens = [int(mask[start:end].sum()) for start, end in spans]
+    return [float(loss.detach()) for loss in losses], tokens
+
+
+def _banked(
+    encoder: Encoder,
+    adapters: Sequence[Adapter],
+    counts: Sequence[int],
+    input_ids: Tensor,
+    mask: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Token states through the encoder's own modules, each row's adapter from a bank."""
+    slots = [slot for slot, count in enumerate(counts, 1) for _ in range(count)]
+    bank = Bank.of(adapters, encoder)
+    route = bank.route(slots, training=True) if bank.sites else None
+    device = input_ids.device.type
+    cast = dtype is not torch.float32
+    with torch.autocast(device, dtype) if cast else nullcontext():
+        return encoder.hidden(input_ids, mask, route).float()

@@ -1,0 +1,181 @@
+"""One adapter of a job that trains many: what it is to be, and how far it is.
+
+Each has its own data, order of rows, optimizer, clipping, schedule, averages and best epoch; only
+the frozen forward pass is shared (adaptx.training.many).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptx.adapters.adapter import Adapter
+from adaptx.adapters.own_model import Full
+from adaptx.encoder.encoder import Encoder
+from adaptx.errors import OptionError
+from adaptx.tasks import Classification
+from adaptx.training.average import Average
+from adaptx.training.optimizing import optimizer_and_schedule
+from adaptx.training.plan import Plan, Step
+from adaptx.training.record import Job, Kept
+from adaptx.training.routed import Routed
+from adaptx.training.rows import Data, EncodedRows, open_data
+from adaptx.training.runlog import RunLog, check_run
+from adaptx.training.scoring import dev_scores, on_device
+from adaptx.training.settings import Settings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from peft import PeftConfig
+
+
+@dataclass(frozen=True)
+class Member:
+    """What `ax.train` would be told of one adapter; `settings` are those of Settings."""
+
+    name: str
+    config: PeftConfig
+    train: Data
+    dev: Data | None = None
+    task: Classification = field(default_factory=Classification)
+    language: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def job(self, encoder: Encoder, accelerator: Accelerator) -> Job:
+        """Read and encode its data, and make its adapter: as `ax.train` does.
+
+        Raises DataError, SiteError or OptionError.
+        """
+        options = Settings.of(self.settings)
+        if options.accumulate > 1 or options.probe_first:
+            raise OptionError(
+                "accumulate and probe_first are for an adapter that trains alone: use ax.train."
+            )
+        columns = {"text_column": self.text_column, "label_column": self.label_column}
+        train = list(open_data(self.train, **columns))
+        dev = list(open_data(self.dev, **columns)) if self.dev is not None else []
+        task = self.task.fit(train, dev)
+        if self.config is None or isinstance(self.config, Full):
+            raise OptionError("A probe or a whole model shares no forward pass: use ax.train.")
+        adapter = Adapter.new(
+            encoder,
+            task,
+            self.config,
+            name=self.name,
+            language=self.language,
+            max_length=options.max_length,
+            seed=options.seed,
+        )
+        if adapter.model is not None:
+            raise OptionError(
+                f"{adapter.facts.method} brings layers of its own, and shares no forward pass: use "
+                f"ax.train, or LoRA."
+            )
+        rows = EncodedRows.of(encoder, adapter, task, train)
+        held_out = EncodedRows.of(encoder, adapter, task, dev)
+        return Job(encoder, adapter, task, options, accelerator, rows, held_out)
+
+
+class Trainee:
+    """A member in training: its next rows, and what happens with their loss."""
+
+    def __init__(self, job: Job, config: PeftConfig, routed: Routed, run: Path | None):
+        assert isinstance(job.train, EncodedRows)  # as Member.job makes them
+        self.job, self.routed, self.options, self.train = job, routed, job.options, job.train
+        self.plan = Plan(
+            len(job.train), self.options.batch_size, 1, 1, 0, self.options.seed, job.train.lengths
+        )
+        self.total = self.options.epochs * len(self.plan)
+        self.optimizer, self.schedule = optimizer_and_schedule(
+            job.adapter, self.options, self.total
+        )
+        self.average = Average(job.adapter.trainable() if self.options.average else [])
+        self.kept = Kept(job)
+        self.log = RunLog(check_run(run, (), None), job.accelerator, job.about(config))
+        self.log.__enter__()
+        self.step_number, self.epoch = 0, 1
+        self.losses: list[float] = []
+        self.ahead = iter(self.plan.steps(1))
+        self.started = time.perf_counter()
+        self.now: Step | None = next(self.ahead)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The places of its next batch's rows."""
+        assert self.now is not None
+        return self.now.all_rows
+
+    def loss(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The mean loss of its batch, given its rows' states `[B, S, H]` and mask `[B, S]`."""
+        logits = self.job.adapter.logits(hidden, mask)
+        targets = on_device(self.job, self.train.targets[self.rows])
+        return self.job.task.losses(logits, targets, self.options.smoothing).sum() / len(targets)
+
+    def step(self, loss: float, tokens: int) -> bool:
+        """After the backward pass: clip, step, score an epoch that ends; whether it is finished.
+
+        Raises TrainingDiverged.
+        """
+        self.step_number += 1
+        number, epoch, adapter = self.step_number, self.epoch, self.job.adapter
+        norm = torch.nn.utils.clip_grad_norm_(adapter.trainable(), self.options.clip or math.inf)
+        if not math.isfinite(loss):
+            raise self.kept.diverged(f"the loss is {loss}", number, epoch, self.rows)
+        if not torch.isfinite(norm):
+            raise self.kept.diverged("the gradient isn't finite", number, epoch, self.rows)
+        (lr, *_), gradient = self.schedule.get_last_lr(), float(norm)
+        self.log.step(number, epoch, loss=loss, lr=lr, grad_norm=gradient, tokens=tokens)
+        self.optimizer.step()
+        self.average.update()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.losses.append(loss)
+        self.now = next(self.ahead, None)
+        return self.now is None and self._epoch()
+
+    def _epoch(self) -> bool:
+        """Score the epoch, and begin the next one; whether there is none."""
+        job, epoch = self.job, self.epoch
+        seconds = round(time.perf_counter() - self.started, 2)
+        entry: dict[str, Any] = {"epoch": epoch, "loss": float(np.mean(self.losses))}
+        entry["seconds"] = seconds
+        if not all(weight.isfinite().all() for weight in job.adapter.weights().values()):
+            raise self.kept.diverged("a weight isn't finite after it", self.step_number, epoch)
+        with self.average.applied():
+            if len(job.dev):
+                entry |= dev_scores(job, self.routed)
+            sound = math.isfinite(entry.get("dev_loss", 0.0))
+            best = sound and self.kept.offer(entry)
+        self.routed.train()
+        if not sound:
+            said = f"the dev loss is {entry['dev_loss']}"
+            raise self.kept.diverged(said, self.step_number, epoch)
+        self.log.epoch(entry, best)
+        waited = epoch - self.kept.best["epoch"]
+        tired = bool(self.options.patience and len(job.dev) and waited >= self.options.patience)
+        if epoch == self.options.epochs or tired:
+            return True
+        self.epoch, self.losses, self.started = epoch + 1, [], time.perf_counter()
+        self.ahead = iter(self.plan.steps(self.epoch))
+        self.now = next(self.ahead)
+        return False
+
+    def finish(self) -> Adapter:
+        """The best epoch's adapter; the run is done."""
+        self.kept.restore()
+        self.log.__exit__(None, None, None)
+        return self.job.adapter.requires_grad_(False).eval()
+
+    def fail(self, error: BaseException) -> None:
+        """The run failed, or was interrupted with all the others."""
+        self.log.__exit__(type(error), error, error.__traceback__)

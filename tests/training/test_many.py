@@ -1,0 +1,135 @@
+"""Many adapters in one job are what separate trainings make of them."""
+
+import pytest
+import torch
+from peft import LoraConfig
+
+import adaptx as ax
+from adaptx.data.read import read_examples
+from adaptx.errors import OptionError
+from adaptx.training.runs import read_log, read_run
+from tests.conftest import SAMPLE
+
+TRAIN, DEV = (read_examples(SAMPLE / f"{split}.jsonl") for split in ("train", "dev"))
+
+
+def lora(r=4, **options):
+    return LoraConfig(**({"r": r, "target_modules": "all-linear"} | options))
+
+
+def member(name, config=None, train=TRAIN, dev=DEV, **settings):
+    return ax.Member(
+        name, config or lora(), train=train, dev=dev, settings={"epochs": 2, "lr": 3e-3} | settings
+    )
+
+
+def alone(encoder, one, **options):
+    task = ax.tasks.Classification()
+    return ax.train(
+        encoder, task, one.config, name=one.name, train=one.train, dev=one.dev,
+        **one.settings, **options,
+    )  # fmt: skip
+
+
+def history(adapter):
+    return [
+        [entry[key] for key in ("loss", "dev_loss") if key in entry]
+        for entry in adapter.facts.training["history"]
+    ]
+
+
+def same(found, wanted, rel=1e-4):
+    for mine, theirs in zip(history(found), history(wanted), strict=True):
+        assert mine == pytest.approx(theirs, rel=rel)
+    theirs = wanted.weights()
+    assert found.weights().keys() == theirs.keys()
+    for name, weight in found.weights().items():
+        assert (weight - theirs[name]).norm() <= 20 * rel * theirs[name].norm() + 1e-6, name
+
+
+MIXED = [
+    member("plain"),
+    member("narrow", lora(2, target_modules=["query", "output.dense"]), batch_size=5, seed=3),
+    member("few rows", lora(8, use_rslora=True), train=TRAIN[:50], epochs=3, lr=1e-3),
+    member("no dev", dev=None, epochs=1, clip=0.1),
+    member("patient", patience=1, epochs=4, metric="dev_loss", smoothing=0.1),
+]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_each_has_the_losses_and_weights_of_its_own_training(small, fast):
+    found = ax.train_many(small, MIXED, slots=3, fast=fast)  # two of them wait for a slot
+    assert list(found.adapters) == [one.name for one in MIXED] and not found.failed
+    for one in MIXED:
+        same(found.adapters[one.name], alone(small, one, fast=fast))
+
+
+def test_another_family_shares_its_passes_through_the_bank(small_folders):
+    encoder = ax.Encoder.from_pretrained(small_folders["distilbert"])
+    members = [member("one"), member("two", seed=5)]
+    for name, adapter in ax.train_many(encoder, members).adapters.items():
+        same(adapter, alone(encoder, next(one for one in members if one.name == name)))
+
+
+def test_bf16_is_near_to_separate_trainings(small):
+    members = [member("one"), member("two", lora(8), seed=5)]
+    found = ax.train_many(small, members, precision="bf16")
+    for one in members:
+        adapter = found.adapters[one.name]
+        assert adapter.facts.training["precision"] == "bf16"
+        wanted = alone(small, one, precision="bf16")
+        for mine, theirs in zip(history(adapter), history(wanted), strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-2)
+
+
+def test_one_members_data_is_nothing_to_another(small):
+    constant, *others = (member("same"), member("a", seed=1), member("b", train=TRAIN[:40]))
+    one, two = (
+        ax.train_many(small, [constant, other]).adapters["same"].weights() for other in others
+    )
+    assert all(torch.allclose(weight, two[name], atol=1e-5) for name, weight in one.items())
+
+
+def test_a_member_that_diverges_is_dropped(small, tmp_path, capsys):
+    members = [member("good"), member("bad", lr=1e28, clip=0.0), member("later", seed=2)]
+    kept = []
+    found = ax.train_many(small, members, slots=2, runs=tmp_path, done=kept.append)
+    assert list(found.adapters) == ["good", "later"] == [adapter.name for adapter in kept]
+    assert "bad" in found.failed and "rows" in str(found.failed["bad"])
+    assert "bad was dropped, the others go on" in capsys.readouterr().err
+    states = {name: read_run(tmp_path / name).state for name in ("good", "bad", "later")}
+    assert states == {"good": "done", "bad": "diverged", "later": "done"}
+    for name, adapter in found.adapters.items():
+        same(adapter, alone(small, next(one for one in members if one.name == name)))
+        steps = read_log(read_run(tmp_path / name), "step")
+        assert len(steps) == 22 and all(step["tokens"] > 0 for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("members", "named"),
+    [
+        ([member("x"), member("x", seed=2)], "'x' is used twice"),
+        ([], "at least one"),
+        ([member("x"), member("y", lora(use_dora=True))], "y: dora brings layers of its own"),
+        ([member("x", ax.Full())], "x: A probe or a whole model"),
+        ([member("x", lora(target_modules=["qeury"]))], "x: target_modules: qeury"),
+        ([member("x", epocs=3)], "x: Unknown setting epocs"),
+        ([member("x", accumulate=2)], "x: accumulate"),
+        ([member("x", dev=SAMPLE / "none.jsonl"), member("y", lr=-1)], r"x: .*none\.jsonl.* y: lr"),
+    ],
+)
+def test_what_cant_be_is_said_of_each_before_any_training(small, tmp_path, members, named):
+    with pytest.raises(OptionError, match=named):
+        ax.train_many(small, members, runs=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_ends_every_run(small, tmp_path):
+    def stop(adapter):
+        raise KeyboardInterrupt
+
+    members = [member("short", epochs=1), member("long")]
+    with pytest.raises(KeyboardInterrupt):
+        ax.train_many(small, members, runs=tmp_path, done=stop)
+    assert read_run(tmp_path / "short").state == "done"
+    assert read_run(tmp_path / "long").state == "failed"
