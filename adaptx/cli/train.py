@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
+from adaptx.cli.train_many import train_many
 from adaptx.errors import OptionError, TrainingDiverged, choices
 
 EXAMPLES = """
@@ -21,6 +22,8 @@ EXAMPLES = """
   adaptx train --train train.jsonl --dev dev.jsonl -o models/full --method full --lr 5e-5
 
   adaptx train --train train.jsonl -o adapters/ia3 --config ia3.json
+
+  adaptx train --config many.yaml -o adapters
 
   accelerate launch -m adaptx train --train big.csv.gz --dev dev.csv -o adapters/big --r 32
 
@@ -55,8 +58,10 @@ class Precision(str, Enum):
 
 def train(
     ctx: typer.Context,
-    train: Annotated[str, typer.Option("--train", help="Training data: a file, or hf:….")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The adapter's new folder.")],
+    train: Annotated[
+        str | None, typer.Option("--train", help="Training data: a file, or hf:….")
+    ] = None,
     dev: Annotated[
         str | None, typer.Option("--dev", help="Development data: chooses the best epoch.")
     ] = None,
@@ -87,7 +92,10 @@ def train(
     ] = Method.lora,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="Any of PEFT's methods: its adapter_config.json, as JSON."),
+        typer.Option(
+            "--config",
+            help="Any of PEFT's methods: its adapter_config.json. Or many adapters: a YAML file.",
+        ),
     ] = None,
     r: Annotated[int, typer.Option("--r", help="LoRA's rank.")] = 16,
     lora_alpha: Annotated[
@@ -162,6 +170,25 @@ def train(
     ] = False,
 ) -> None:
     """Train an adapter on a frozen encoder, and keep the best epoch on dev."""
+    from adaptx.training.many_file import many_of
+    from adaptx.training.many_file import read_config as read_file
+
+    if config is not None and "adapters" in (file := read_file(config)):
+        _check_many(ctx)
+        train_many(
+            many_of(config, file),
+            output,
+            encoder=encoder if _given(ctx, "encoder") else None,
+            prefix=prefix,
+            precision=precision.value if precision else None,
+            fast=fast,
+            run=run,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
+        return
+    if train is None:
+        raise OptionError("--train is missing: a file with training data, or hf:….")
     _check_options(ctx, method, config, dev)
     from adaptx import storage
     from adaptx.data.large import open_examples
@@ -250,15 +277,29 @@ def train(
         )
 
 
+MANY = ("output", "config", "encoder", "prefix", "precision", "fast", "run", "overwrite", "dry_run")
+
+
+def _given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check_many(ctx: typer.Context) -> None:
+    """Raise OptionError for options that a file with many adapters says itself."""
+    if said := [name for name in ctx.params if _given(ctx, name) and name not in MANY]:
+        names = choices("--" + name.replace("_", "-") for name in said)
+        raise OptionError(
+            f"{names} would have no effect with a file of many adapters: write it there, under "
+            f"defaults or an adapter."
+        )
+
+
 def _check_options(
     ctx: typer.Context, method: Method, config: Path | None, dev: str | None
 ) -> None:
     """Raise OptionError for options that would have no effect."""
-    given = {
-        name
-        for name in ctx.params
-        if (source := ctx.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    }
+    given = {name for name in ctx.params if _given(ctx, name)}
     lora = {"r", "lora_alpha", "target_modules", "use_rslora"}
     loop = {"epochs", "lr", "accumulate", "warmup", "weight_decay", "clip", "patience", "smoothing"}
     without: dict[str, set[str]] = {}

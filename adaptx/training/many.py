@@ -74,14 +74,7 @@ def train_many(
             f"each GPU, with a part of the adapters."
         )
     encoder.to(accelerator.device)
-    jobs, wrong = [], []
-    for member in members:
-        try:
-            jobs.append(member.job(encoder, accelerator))
-        except (OptionError, DataError) as error:
-            wrong.append(f"{member.name}: {error}")
-    if wrong:
-        raise OptionError(f"Nothing was trained. {' '.join(wrong)}")
+    jobs = jobs_of(encoder, members, accelerator)
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     folder = Path(runs) if runs is not None else None
     with held(encoder, accelerator, dtype if fast else None) as working:
@@ -92,6 +85,19 @@ def train_many(
         found = _loop(working, queue, slots, dtype, fast, done)
     order = {name: found.adapters[name] for name in names if name in found.adapters}
     return Trained(order, found.failed)
+
+
+def jobs_of(encoder: Encoder, members: Sequence[Member], accelerator: Accelerator) -> list[Job]:
+    """Each member's data and adapter; OptionError that says of each what is wrong with it."""
+    jobs, wrong = [], []
+    for member in members:
+        try:
+            jobs.append(member.job(encoder, accelerator))
+        except (OptionError, DataError) as error:
+            wrong.append(f"{member.name}: {error}")
+    if wrong:
+        raise OptionError(f"Nothing was trained. {' '.join(wrong)}")
+    return jobs
 
 
 def _loop(

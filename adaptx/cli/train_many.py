@@ -1,0 +1,115 @@
+"""`adaptx train --config many.yaml`: many adapters in one job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from adaptx.cli.opening import DEFAULT_ENCODER
+from adaptx.errors import OptionError
+from adaptx.training.many_file import KEYS, Job
+
+
+def train_many(
+    job: Job,
+    output: Path,
+    *,
+    encoder: str | None,
+    prefix: str | None,
+    precision: str | None,
+    fast: bool,
+    run: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Train those whose folders aren't there yet; exit code 1 where one was dropped."""
+    from adaptx import storage
+
+    names = [one["name"] for one in job.adapters]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise OptionError(f"The name {twice[0]!r} is used twice: give each adapter its own.")
+    left = []
+    for one in job.adapters:
+        folder = output / one["name"]
+        if not overwrite and (folder / storage.MANIFEST).is_file():
+            typer.echo(f"{one['name']} is there already, in {folder}: skipped.", err=True)
+            continue
+        storage.check_output(folder, overwrite, "adapter")
+        left.append(one)
+    if not left:
+        typer.echo(f"All {len(names)} adapters are in {output}.")
+        return
+
+    import adaptx as ax
+    from adaptx.training.runs import fresh_folder
+
+    members = [_member(one) for one in left]
+    opened = ax.Encoder.from_pretrained(
+        encoder or job.encoder or DEFAULT_ENCODER, prefix=prefix or job.prefix
+    )
+    if dry_run:
+        _say(opened, members, job.slots, output)
+        return
+    runs = run or fresh_folder(output.resolve().name)
+
+    def save(adapter: ax.Adapter) -> None:
+        adapter.save(output / adapter.name, overwrite=overwrite)
+
+    found = ax.train_many(
+        opened,
+        members,
+        slots=job.slots,
+        precision=precision or job.precision,
+        fast=fast,
+        runs=runs,
+        done=save,
+    )
+    typer.echo(f"Wrote {len(found.adapters)} adapters into {output}. Their logs: {runs}.")
+    for name, error in found.failed.items():
+        typer.echo(f"{name} was dropped: {error}", err=True)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _member(one: dict[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    import adaptx as ax
+
+    lora = {"r": 16, "target_modules": "all-linear", **one["lora"]}
+    try:
+        config = LoraConfig(**{"lora_alpha": lora["r"], **lora})
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"{one['name']}: lora: {error}") from None
+    labels = one.get("labels") or ()
+    task = ax.tasks.Classification(tuple(labels), one.get("pooling", "mean"))
+    plain = ("language", "dev", "text_column", "label_column")
+    return ax.Member(
+        one["name"],
+        config,
+        train=one["train"],
+        task=task,
+        settings={key: value for key, value in one.items() if key not in KEYS},
+        **{key: one.get(key) for key in plain},
+    )
+
+
+def _say(encoder: Any, members: list[Any], slots: int, output: Path) -> None:
+    """What would be trained, after everything was read and checked."""
+    from adaptx.training.many import jobs_of
+    from adaptx.training.train import accelerator_for
+
+    total = 0
+    for job in jobs_of(encoder, members, accelerator_for("no")):
+        steps = job.options.epochs * -(-len(job.train) // job.options.batch_size)
+        total += steps
+        typer.echo(
+            f"{job.adapter.name}: {len(job.train)} rows, {len(job.dev)} dev rows, {steps} steps, "
+            f"{job.adapter.parameters_count:,} weights, labels {', '.join(job.task.labels)}"
+        )
+    typer.echo(
+        f"Would train {len(members)} adapters, {slots} at a time, {total} steps in all; into "
+        f"{output}."
+    )

@@ -1,0 +1,100 @@
+"""`adaptx train --config many.yaml`, run as users run it; docs/many.md's file is the one."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+import adaptx as ax
+from adaptx.errors import OptionError
+from adaptx.training.many_file import many_of
+from adaptx.training.runs import read_run
+from tests.cli.test_cli import refused, run
+from tests.conftest import ROOT, SAMPLE
+
+PAGE = (ROOT / "docs" / "many.md").read_text()
+
+
+def write(path, adapters, **top):
+    defaults = {"epochs": 1, "lora": {"r": 2}, "train": str(SAMPLE / "train.jsonl")}
+    path.write_text(yaml.safe_dump({"defaults": defaults, "adapters": adapters, **top}))
+    return path
+
+
+def test_the_pages_file_trains_what_it_says(small_folders, tmp_path, monkeypatch):
+    """With the page's data where it says, and a small encoder."""
+    monkeypatch.chdir(tmp_path)
+    said = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
+    for one in said["adapters"]:
+        for split in ("train", "dev"):
+            path = tmp_path / one[split]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes((SAMPLE / f"{split}.jsonl").read_bytes())
+    said["defaults"]["epochs"] = 2
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump(said))
+    command = ["train", "--config", "many.yaml", "-o", "adapters", "-e", small_folders["bert"]]
+    dry = run(*command, "--dry-run").stdout
+    assert "Would train 3 adapters, 8 at a time, 126 steps in all" in dry
+    assert not (tmp_path / "adapters").exists()
+    done = run(*command, "--run", "runs/many")
+    assert "Wrote 3 adapters" in done.stdout and "(3 of 3 done)" in done.stderr
+    encoder = ax.Encoder.from_pretrained(small_folders["bert"])
+    for one in said["adapters"]:
+        adapter = ax.Adapter.load(tmp_path / "adapters" / one["name"], encoder)
+        assert adapter.facts.language == one["language"]
+        lr = float(one.get("lr", said["defaults"]["lr"]))  # YAML takes 5e-4 for a text
+        assert adapter.facts.training["settings"]["lr"] == lr
+        assert read_run(tmp_path / "runs" / "many" / one["name"]).state == "done"
+    again = run(*command)
+    assert again.stderr.count("skipped") == 3 and "All 3 adapters" in again.stdout
+
+
+def test_a_dropped_adapter_shows_in_the_exit_code(small_folders, tmp_path):
+    adapters = [{"name": "good"}, {"name": "bad", "lr": 1e28, "clip": 0.0, "epochs": 2}]
+    path = write(tmp_path / "many.json", adapters)
+    path.write_text(json.dumps(yaml.safe_load(path.read_text())))  # JSON is YAML
+    done = run(
+        "train", "--config", path, "-o", tmp_path / "made", "-e", small_folders["bert"], code=1
+    )
+    assert "Wrote 1 adapters" in done.stdout and "bad was dropped" in done.stderr
+    assert [folder.name for folder in (tmp_path / "made").iterdir()] == ["good"]
+
+
+def test_options_that_the_file_has_are_refused(tmp_path):
+    path = write(tmp_path / "many.yaml", [{"name": "x"}])
+    assert "--epochs would have no effect" in refused(
+        "train", "--config", path, "-o", tmp_path / "made", "--epochs", "3"
+    )
+    assert "'x' is used twice" in refused(
+        "train", "--config", write(tmp_path / "two.yaml", [{"name": "x"}, {"name": "x"}]),
+        "-o", tmp_path / "made",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"adapters": [{"name": "x", "train": "a"}], "slot": 3}, "'slot'; did you mean slots?"),
+        ({"adapters": [{"name": "x", "train": "a", "epocs": 3}]}, "adapter 1: .*mean epochs?"),
+        (
+            {"adapters": [{"name": "x", "train": "a"}], "defaults": {"rank": 3}},
+            "defaults: .*'rank'",
+        ),
+        ({"adapters": []}, "at least one"),
+        ({"adapters": ["x"]}, "adapter 1: this must be named values"),
+        ({"adapters": [{"train": "a"}]}, "adapter 1: name is missing"),
+        ({"adapters": [{"name": "x"}]}, "adapter 1: train is missing"),
+        ({"adapters": [{"name": "x", "train": "a"}], "slots": 0}, "slots=0"),
+    ],
+)
+def test_a_file_that_says_nonsense_is_refused(tmp_path, config, named):
+    with pytest.raises(OptionError, match=named):
+        many_of(tmp_path / "many.yaml", config)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1", "!!python/object/apply:os.system ['true']"])
+def test_what_is_no_mapping_is_refused_and_never_run(tmp_path, text):
+    path = tmp_path / "many.yaml"
+    path.write_text(text)
+    refused("train", "--config", path, "-o", tmp_path / "made")
