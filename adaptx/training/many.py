@@ -29,6 +29,7 @@ from adaptx.training.fast import FastBert, unfit
 from adaptx.training.member import Member, Trainee
 from adaptx.training.record import Job
 from adaptx.training.routed import Routed
+from adaptx.training.runlog import check_run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -77,6 +78,9 @@ def train_many(
     jobs = jobs_of(encoder, members, accelerator)
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     folder = Path(runs) if runs is not None else None
+    if folder is not None:
+        for name in names:
+            check_run(folder / name, (), None)
     with held(encoder, accelerator, dtype if fast else None) as working:
         queue = deque(
             (job, member.config, folder / member.name if folder else None)

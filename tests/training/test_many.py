@@ -124,6 +124,14 @@ def test_what_cant_be_is_said_of_each_before_any_training(small, tmp_path, membe
     assert not list(tmp_path.iterdir())
 
 
+def test_a_runs_folder_that_is_there_is_refused_before_any_training(small, tmp_path):
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "mine.txt").write_text("x")
+    with pytest.raises(OptionError, match="wasn't written by adaptx"):
+        ax.train_many(small, [member("one"), member("two")], runs=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
 def test_an_interrupt_ends_every_run(small, tmp_path):
     def stop(adapter):
         raise KeyboardInterrupt
