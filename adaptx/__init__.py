@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from adaptx.runtime.runtime import Runtime
     from adaptx.training.many import Member, train_many
     from adaptx.training.train import train
+    from adaptx.training.tune import tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "tasks",
     "train",
     "train_many",
+    "tune",
 ]
 
 _HOMES = {
@@ -52,6 +54,7 @@ _HOMES = {
     "Member": "adaptx.training.member",
     "train": "adaptx.training.train",
     "train_many": "adaptx.training.many",
+    "tune": "adaptx.training.tune",
 }
 
 

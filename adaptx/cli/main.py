@@ -19,6 +19,7 @@ from adaptx.cli import (
     push,
     runs,
     train,
+    tune,
     verify,
 )
 from adaptx.cli.run import run
@@ -36,6 +37,7 @@ app = typer.Typer(
     ),
 )
 app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("eval", epilog=eval.EXAMPLES)(eval.evaluate)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("export", epilog=export.EXAMPLES)(export.export)

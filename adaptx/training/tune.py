@@ -1,0 +1,142 @@
+"""A search over learning rates, ranks and sites, by successive halving.
+
+Every trial trains for a few epochs, the better half by dev's score for twice as many, and so on,
+until one is left (Jamieson and Talwalkar 2016, arXiv 1502.07943). Each rung trains anew, so that a
+score is always that of a whole schedule, warm-up and decay; all trials of a rung share each frozen
+forward pass (adaptx.training.many).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from adaptx.adapters.adapter import Adapter
+from adaptx.encoder.encoder import Encoder
+from adaptx.errors import OptionError, TrainingDiverged
+from adaptx.tasks import Classification
+from adaptx.training.many import train_many
+from adaptx.training.member import Member
+from adaptx.training.rows import Data
+from adaptx.training.settings import DEV_LOSS, Settings
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+Sites = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting in one rung; `scores` are the best epoch's on dev, None where it diverged."""
+
+    rung: int
+    epochs: int
+    lr: float
+    r: int
+    sites: Sites
+    scores: dict[str, float] | None
+
+    def rank(self, metric: str) -> tuple[float, float]:
+        """The greater, the better."""
+        if self.scores is None:
+            return float("-inf"), float("-inf")
+        loss = self.scores[DEV_LOSS]
+        return (-loss if metric == DEV_LOSS else self.scores[metric]), -loss
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best adapter, which also has the trials among its training facts; and every trial."""
+
+    adapter: Adapter
+    trials: list[Trial] = field(default_factory=list)
+
+
+def rungs(trials: int, epochs: int) -> list[tuple[int, int]]:
+    """(how many trials, for how many epochs) of each rung; the last has one, for all epochs."""
+    if trials == 1:
+        return [(1, epochs)]
+    counts = [trials]
+    while counts[-1] > 2:
+        counts.append(-(-counts[-1] // 2))
+    last = len(counts) - 1
+    return [(count, max(1, round(epochs / 2 ** (last - i)))) for i, count in enumerate(counts)]
+
+
+def tune(
+    encoder: Encoder,
+    task: Classification,
+    config: LoraConfig,
+    *,
+    name: str,
+    train: Data,
+    dev: Data,
+    lrs: Sequence[float],
+    ranks: Sequence[int] = (),
+    sites: Sequence[Sites] = (),
+    language: str | None = None,
+    slots: int = 8,
+    precision: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Tuned:
+    """Search around `config`; what isn't searched stays as it is there, and in `settings`.
+
+    alpha / r is that of `config` at every rank. Raises OptionError and DataError before any
+    training, and TrainingDiverged where every trial did.
+    """
+    options = Settings.of(settings or {})
+    combinations = list(product(lrs, ranks or [config.r], sites or [config.target_modules]))
+    if not combinations:
+        raise OptionError("There is no learning rate to try: give lrs=[…].")
+    trials: list[Trial] = []
+    adapters: dict[str, Adapter] = {}
+    for rung, (count, epochs) in enumerate(rungs(len(combinations), options.epochs), 1):
+        combinations = combinations[:count]
+        members = [
+            Member(
+                f"{name}-{number}",
+                _config(config, rank, targets),
+                train=train,
+                dev=dev,
+                task=task,
+                language=language,
+                settings={**asdict(options), "lr": lr, "epochs": epochs},
+            )
+            for number, (lr, rank, targets) in enumerate(combinations, 1)
+        ]
+        found = train_many(encoder, members, slots=slots, precision=precision)
+        adapters = found.adapters
+        tried = []
+        for member, (lr, rank, targets) in zip(members, combinations, strict=True):
+            made = adapters.get(member.name)
+            best = made.facts.training["best"] if made is not None else None
+            scores = {k: v for k, v in best.items() if isinstance(v, float)} if best else None
+            tried.append((Trial(rung, epochs, lr, rank, targets, scores), member.name))
+        tried.sort(key=lambda one: one[0].rank(options.metric), reverse=True)
+        trials += [trial for trial, _ in tried]
+        if not adapters:
+            raise next(iter(found.failed.values()), TrainingDiverged("Every trial diverged.", 0))
+        combinations = [(trial.lr, trial.r, trial.sites) for trial, _ in tried]
+        winner = adapters[tried[0][1]]
+    return Tuned(_named(winner, name, trials), trials)
+
+
+def _config(config: LoraConfig, rank: int, sites: Any) -> LoraConfig:
+    made = copy.deepcopy(config)
+    made.lora_alpha = config.lora_alpha * rank / config.r
+    made.r, made.target_modules = rank, sites
+    return made
+
+
+def _named(adapter: Adapter, name: str, trials: Sequence[Trial]) -> Adapter:
+    adapter.facts = replace(adapter.facts, name=name)
+    searched = [{**asdict(trial), "sites": _plain(trial.sites)} for trial in trials]
+    return adapter.with_training({**adapter.facts.training, "search": searched})
+
+
+def _plain(sites: Sites) -> Any:
+    return sites if isinstance(sites, str) or sites is None else sorted(sites)

@@ -1,0 +1,89 @@
+"""The search: its rungs, what it keeps, what it reports; `adaptx tune` as users run it."""
+
+import json
+
+import pytest
+from peft import LoraConfig
+
+import adaptx as ax
+from adaptx.data.read import read_examples
+from adaptx.errors import OptionError, TrainingDiverged
+from adaptx.training.tune import rungs
+from tests.cli.test_cli import refused, run
+from tests.conftest import SAMPLE
+
+FILES = {"train": SAMPLE / "train.jsonl", "dev": SAMPLE / "dev.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("trials", "epochs", "plan"),
+    [
+        (1, 10, [(1, 10)]),
+        (2, 10, [(2, 10)]),
+        (3, 10, [(3, 5), (2, 10)]),
+        (8, 8, [(8, 2), (4, 4), (2, 8)]),
+        (20, 1, [(20, 1), (10, 1), (5, 1), (3, 1), (2, 1)]),
+    ],
+)
+def test_each_rung_has_half_the_trials_and_twice_the_epochs(trials, epochs, plan):
+    assert rungs(trials, epochs) == plan
+
+
+def search(encoder, **options):
+    defaults = {"lrs": [1e-5, 1e-2, 1e28], "ranks": [2], "settings": {"epochs": 4, "clip": 0.0}}
+    return ax.tune(
+        encoder, ax.tasks.Classification(), LoraConfig(r=4, target_modules="all-linear"),
+        name="best", **FILES, **(defaults | options),
+    )  # fmt: skip
+
+
+def test_the_better_ones_go_on_and_the_best_is_kept(small, tmp_path):
+    found = search(small)
+    assert [(t.rung, t.epochs) for t in found.trials] == [(1, 2)] * 3 + [(2, 4)] * 2
+    first, last = found.trials[:3], found.trials[3:]
+    assert {t.lr for t in last} == {t.lr for t in first[:2]} == {1e-5, 1e-2}  # the third diverged
+    assert first[2].lr == 1e28 and first[2].scores is None
+    assert last[0].scores["accuracy"] >= last[1].scores["accuracy"]
+    adapter = found.adapter
+    assert adapter.name == "best" and adapter.facts.training["settings"]["lr"] == last[0].lr
+    scores = ax.evaluate(small, adapter, read_examples(FILES["dev"])).scores
+    assert scores["accuracy"] == pytest.approx(last[0].scores["accuracy"])
+    adapter.save(tmp_path / "best")
+    kept = ax.Adapter.load(tmp_path / "best", small).facts.training["search"]
+    assert len(kept) == 5 and kept[2]["scores"] is None
+
+
+def test_ranks_and_sites_are_searched_at_one_scale(small):
+    found = search(small, lrs=[1e-3], ranks=[2, 8], sites=["all-linear", ["query"]])
+    assert {(t.r, str(t.sites)) for t in found.trials[:4]} == {
+        (r, s) for r in (2, 8) for s in ("all-linear", "['query']")
+    }
+    scales = {site.scale for site in found.adapter.sites.values()}
+    assert scales == {2.0}  # PEFT's alpha 8 at r=4
+
+
+def test_where_all_diverge_the_reason_is_said(small):
+    with pytest.raises(TrainingDiverged, match="rows"):
+        search(small, lrs=[1e28, 2e28])
+
+
+def test_nothing_to_search_is_refused(small):
+    with pytest.raises(OptionError, match="lrs="):
+        search(small, lrs=[])
+
+
+def test_the_command_shows_every_trial_and_saves_the_best(small_folders, tmp_path):
+    command = [
+        "tune", "--train", FILES["train"], "--dev", FILES["dev"], "-o", tmp_path / "best",
+        "-e", small_folders["bert"], "--lr", "1e-3,1e-2,3e-2", "--r", "2", "--epochs", "2",
+    ]  # fmt: skip
+    assert "Would train 3 for 1 epochs, then 2 for 2 epochs: 77 steps" in run(
+        *command, "--dry-run"
+    ).stdout.replace("\n", " ")
+    trials = json.loads(run(*command, "--json").stdout)
+    assert [trial["rung"] for trial in trials] == [1, 1, 1, 2, 2]
+    assert (tmp_path / "best" / "adaptx.json").is_file()
+    shown = run(*command, "--overwrite").stdout
+    assert "rung" in shown and shown.count("all-linear") == 5 and "Wrote" in shown
+    assert "exists already" in refused(*command)
+    assert "--lr 'a'" in refused(*command[:-6], "--lr", "a")
