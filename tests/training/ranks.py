@@ -28,6 +28,11 @@ def held_share(parameters):
     return sum(p.numel() for p in local) / sum(p.numel() for p in parameters)
 
 
+def say(answer):
+    """A line in one write: a launcher's processes share a pipe."""
+    os.write(1, (json.dumps(answer) + "\n").encode())
+
+
 def signal_in_step(number):
     """This process gets a SIGTERM when it begins the step with this number."""
     original, begun = Plan.steps, []
@@ -60,7 +65,7 @@ def main(encoder_folder, data, options, meeting=None):
             encoder, ax.tasks.Classification(), config, name="x", train=train, **options
         )
     except AdaptxError as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        say({"error": f"{type(error).__name__}: {error}"})
         return
     facts = adapter.facts.training
     with fsdp_hidden():
@@ -68,18 +73,14 @@ def main(encoder_folder, data, options, meeting=None):
     with held(encoder, accelerator) as working:
         site = next(iter(working.sites.values()))
         parts = [held_share(working.model.parameters()), held_share([site.weight])]
-    print(
-        json.dumps(
-            {
-                "parts": parts,
-                "processes": facts["processes"],
-                "history": facts["history"],
-                "weights": {
-                    n: w.double().pow(2).sum().item() for n, w in adapter.weights().items()
-                },
-                "whole": encoder.embed(["Nimefurahi sana"]).tolist(),
-            }
-        )
+    say(
+        {
+            "parts": parts,
+            "processes": facts["processes"],
+            "history": facts["history"],
+            "weights": {n: w.double().pow(2).sum().item() for n, w in adapter.weights().items()},
+            "whole": encoder.embed(["Nimefurahi sana"]).tolist(),
+        }
     )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
