@@ -29,6 +29,7 @@ KEYS = (
     *("name", "language", "train", "dev", "text_column", "label_column"),
     *("labels", "pooling", "lora"),
 )
+TEXTS = (*("encoder", "prefix", "precision"), *KEYS[:6], "pooling")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def many_of(path: Path, config: Mapping[str, Any]) -> Job:
     """The job of a file with `adapters`; OptionError, with the nearest key, for one that isn't."""
     _check_keys(path, config, TOP)
+    _check_values(path, config)
     defaults, adapters = config.get("defaults") or {}, config["adapters"]
     if not isinstance(adapters, list) or not adapters:
         raise OptionError(f"{path}: adapters must be a list with at least one.")
@@ -71,6 +73,7 @@ def many_of(path: Path, config: Mapping[str, Any]) -> Job:
         if not isinstance(one, dict):
             raise OptionError(f"{where}: this must be named values, not {one!r}.")
         _check_keys(where, one, known)
+        _check_values(where, one)
         lora = {**(defaults.get("lora") or {}), **(one.get("lora") or {})}
         values = {key: _number(value) for key, value in {**defaults, **one}.items()}
         filled.append({**values, "lora": {key: _number(value) for key, value in lora.items()}})
@@ -78,7 +81,7 @@ def many_of(path: Path, config: Mapping[str, Any]) -> Job:
         if missing := [key for key in ("name", "train") if not isinstance(one.get(key), str)]:
             raise OptionError(f"{path}, adapter {number}: {missing[0]} is missing, or no text.")
     slots = config.get("slots", 8)
-    if not isinstance(slots, int) or slots < 1:
+    if type(slots) is not int or slots < 1:  # true is an int too
         raise OptionError(f"{path}: slots={slots!r} must be a whole number, at least 1.")
     top = {key: config.get(key) for key in ("encoder", "prefix", "precision")}
     return Job(filled[1:], slots=slots, **top)
@@ -89,6 +92,18 @@ def _number(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value, re.I):
         return float(value)
     return value
+
+
+def _check_values(where: object, given: Mapping[str, Any]) -> None:
+    for key in TEXTS:
+        if not isinstance(given.get(key), str | None):
+            raise OptionError(
+                f"{where}: {key} must be text, not {given[key]!r}; put it in quotes "
+                f'("no" without them means false in YAML).'
+            )
+    for key, kind, name in (("lora", dict, "named values"), ("labels", list, "a list")):
+        if not isinstance(given.get(key), kind | None):
+            raise OptionError(f"{where}: {key} must be {name}, not {given[key]!r}.")
 
 
 def _check_keys(where: object, given: Mapping[str, Any], known: Iterable[str]) -> None:

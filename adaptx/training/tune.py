@@ -92,6 +92,8 @@ def tune(
     combinations = list(product(lrs, ranks or [config.r], sites or [config.target_modules]))
     if not combinations:
         raise OptionError("There is no learning rate to try: give lrs=[…].")
+    if small := [rank for rank in (config.r, *ranks) if rank < 1]:
+        raise OptionError(f"The rank {small[0]} must be at least 1.")
     trials: list[Trial] = []
     adapters: dict[str, Adapter] = {}
     for rung, (count, epochs) in enumerate(rungs(len(combinations), options.epochs), 1):

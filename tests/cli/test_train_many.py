@@ -86,6 +86,16 @@ def test_options_that_the_file_has_are_refused(tmp_path):
         ({"adapters": [{"train": "a"}]}, "adapter 1: name is missing"),
         ({"adapters": [{"name": "x"}]}, "adapter 1: train is missing"),
         ({"adapters": [{"name": "x", "train": "a"}], "slots": 0}, "slots=0"),
+        ({"adapters": [{"name": "x", "train": "a"}], "slots": True}, "slots=True"),
+        ({"adapters": [{"name": "x", "train": "a"}], "precision": False}, "precision must be text"),
+        (
+            {"adapters": [{"name": "x", "train": "a", "lora": 8}]},
+            "lora must be named values, not 8",
+        ),
+        ({"adapters": [{"name": "x"}], "defaults": {"lora": 8}}, "defaults: lora must be"),
+        ({"adapters": [{"name": "x", "train": "a", "dev": 5}]}, "adapter 1: dev must be text"),
+        (yaml.safe_load("adapters: [{name: x, train: a, language: no}]"), "language .* in quotes"),
+        ({"adapters": [{"name": "x", "train": "a", "labels": "sports"}]}, "labels must be a list"),
     ],
 )
 def test_a_file_that_says_nonsense_is_refused(tmp_path, config, named):

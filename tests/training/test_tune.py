@@ -70,6 +70,8 @@ def test_where_all_diverge_the_reason_is_said(small):
 def test_nothing_to_search_is_refused(small):
     with pytest.raises(OptionError, match="lrs="):
         search(small, lrs=[])
+    with pytest.raises(OptionError, match="rank 0 must be at least 1"):
+        search(small, ranks=[0, 8])
 
 
 def test_the_command_shows_every_trial_and_saves_the_best(small_folders, tmp_path):
