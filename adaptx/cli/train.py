@@ -131,7 +131,7 @@ def train(
     weight_decay: Annotated[float, typer.Option("--weight-decay")] = 0.01,
     clip: Annotated[float, typer.Option("--clip", help="Gradient norm; 0 for none.")] = 1.0,
     smoothing: Annotated[
-        float, typer.Option("--smoothing", help="Label smoothing: 0.1 helps where rows are few.")
+        float, typer.Option("--smoothing", help="Label smoothing: the share all labels have alike.")
     ] = 0.0,
     metric: Annotated[
         str,

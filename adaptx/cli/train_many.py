@@ -9,7 +9,7 @@ import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
 from adaptx.errors import OptionError
-from adaptx.training.many_file import KEYS, Job
+from adaptx.training.many_file import KEYS, Job, check_keys, check_names
 
 
 def train_many(
@@ -28,8 +28,7 @@ def train_many(
     from adaptx import storage
 
     names = [one["name"] for one in job.adapters]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise OptionError(f"The name {twice[0]!r} is used twice: give each adapter its own.")
+    check_names(names)
     left = []
     for one in job.adapters:
         folder = output / one["name"]
@@ -50,7 +49,7 @@ def train_many(
         encoder or job.encoder or DEFAULT_ENCODER, prefix=prefix or job.prefix
     )
     if dry_run:
-        _say(opened, members, job.slots, output)
+        _say(opened, members, job.slots, precision or job.precision, output)
         return
     runs = run or fresh_folder(output.resolve().name)
 
@@ -79,6 +78,7 @@ def _member(one: dict[str, Any]) -> Any:
     import adaptx as ax
 
     lora = {"r": 16, "target_modules": "all-linear", **one["lora"]}
+    check_keys(f"{one['name']}: lora", lora, LoraConfig.__dataclass_fields__)
     try:
         config = LoraConfig(**{"lora_alpha": lora["r"], **lora})
     except (TypeError, ValueError) as error:
@@ -96,13 +96,13 @@ def _member(one: dict[str, Any]) -> Any:
     )
 
 
-def _say(encoder: Any, members: list[Any], slots: int, output: Path) -> None:
+def _say(encoder: Any, members: list[Any], slots: int, precision: str | None, output: Path) -> None:
     """What would be trained, after everything was read and checked."""
     from adaptx.training.many import jobs_of
     from adaptx.training.train import accelerator_for
 
     total = 0
-    for job in jobs_of(encoder, members, accelerator_for("no")):
+    for job in jobs_of(encoder, members, accelerator_for(precision)):
         steps = job.options.epochs * -(-len(job.train) // job.options.batch_size)
         total += steps
         typer.echo(

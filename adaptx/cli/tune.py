@@ -69,23 +69,27 @@ def tune(
     import adaptx as ax
     from adaptx.data.large import open_examples
     from adaptx.training.settings import Settings
-    from adaptx.training.tune import rungs
+    from adaptx.training.tune import combinations_of, rungs
     from adaptx.training.tune import tune as search
 
     settings = {"epochs": epochs, "batch_size": batch_size, "metric": metric, "seed": seed}
     Settings.of(settings)
     rows = open_examples(train)
     task = ax.tasks.Classification().fit(rows, open_examples(dev))
-    plan = rungs(len(lrs) * len(ranks) * len(sets), epochs)
+    if slots < 1:
+        raise OptionError(f"--slots {slots} must be at least 1.")
+    opened = ax.Encoder.from_pretrained(encoder)
+    around = LoraConfig(r=8, lora_alpha=8)  # its scale, 1, at every rank
+    plan = rungs(len(combinations_of(opened, around, lrs, ranks, sets)), epochs)
     if dry_run:
         steps = sum(count * many * -(-len(rows) // batch_size) for count, many in plan)
         said = ", then ".join(f"{count} for {many} epochs" for count, many in plan)
         typer.echo(f"Would train {said}: {steps} steps in all; into {output}.")
         return
     found = search(
-        ax.Encoder.from_pretrained(encoder),
+        opened,
         task,
-        LoraConfig(r=ranks[0], lora_alpha=ranks[0]),
+        around,
         name=name or output.resolve().name,
         language=language,
         train=train,

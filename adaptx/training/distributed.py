@@ -4,8 +4,8 @@ An adapter is small and lives on every process, so Accelerate prepares it as for
 training (DDP), whatever was asked for. What FSDP has to divide is the encoder, which has no
 gradients and no optimizer: torch's `fully_shard` keeps a part of each layer on each process, and
 gathers the layer for its forward and once more for its backward pass (Zhao et al. 2023,
-arXiv 2304.11277). The methods of a bank work; LoRA's fast path too, since it keeps no copies of
-gathered weights.
+arXiv 2304.11277). The methods of a bank work, and LoRA's one function with its Linear too, since
+it keeps no copies of gathered weights; the whole fast path doesn't (adaptx.training.fast).
 
 Accelerate itself knows no FSDP on CPUs and would put the adapter into the same division; so
 `ACCELERATE_USE_FSDP`, which `accelerate launch` sets, is read here and hidden from it.

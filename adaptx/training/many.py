@@ -25,7 +25,7 @@ from adaptx.encoder.encoder import Encoder
 from adaptx.errors import DataError, OptionError, TrainingDiverged
 from adaptx.training.display import ManyDisplay
 from adaptx.training.distributed import held
-from adaptx.training.fast import FastBert, unfit
+from adaptx.training.many_file import check_names
 from adaptx.training.member import Member, Trainee
 from adaptx.training.record import Job
 from adaptx.training.routed import Routed
@@ -63,8 +63,7 @@ def train_many(
     from adaptx.training.train import accelerator_for
 
     names = [member.name for member in members]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise OptionError(f"The name {twice[0]!r} is used twice: give each adapter its own.")
+    check_names(names)
     if not members or slots < 1:
         raise OptionError(f"{len(members)} adapters in {slots} slots: give at least one of each.")
     accelerator = accelerator or accelerator_for(precision)
@@ -77,15 +76,10 @@ def train_many(
     encoder.to(accelerator.device)
     jobs = jobs_of(encoder, members, accelerator)
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    folder = Path(runs) if runs is not None else None
-    if folder is not None:
-        for name in names:
-            check_run(folder / name, (), None)
+    logs = [check_run(Path(runs) / name, (), None) if runs else None for name in names]
+    configs = [member.config for member in members]
     with held(encoder, accelerator, dtype if fast else None) as working:
-        queue = deque(
-            (job, member.config, folder / member.name if folder else None)
-            for job, member in zip(jobs, members, strict=True)
-        )
+        queue = deque(zip(jobs, configs, logs, strict=True))
         found = _loop(working, queue, slots, dtype, fast, done)
     order = {name: found.adapters[name] for name in names if name in found.adapters}
     return Trained(order, found.failed)
@@ -113,8 +107,10 @@ def _loop(
     done: Callable[[Adapter], None] | None,
 ) -> Trained:
     found, running = Trained(), list[Trainee]()
-    total = sum(job.options.epochs * -(-len(job.train) // job.options.batch_size)
-                for job, _, _ in queue)  # fmt: skip
+    total = sum(
+        job.options.epochs * -(-len(job.train) // job.options.batch_size) for job, _, _ in queue
+    )
+    said: set[str | None] = {None}
     with ManyDisplay(queue[0][0].accelerator, len(queue), total) as display:
         try:
             while queue or running:
@@ -122,9 +118,12 @@ def _loop(
                     job, config, run = queue.popleft()
                     job.adapter.to(encoder.device)
                     routed = Routed(encoder, job.adapter, fast=fast, dtype=dtype)
+                    if routed.why_plain not in said:  # then all that run with it aren't, either
+                        display.say(f"Not on the fast path: {routed.why_plain}.")
+                        said.add(routed.why_plain)
                     running.append(Trainee(job, config, routed.train(), run))
                 started = time.perf_counter()
-                losses, tokens = _shared_step(encoder, running, dtype, fast)
+                losses, tokens = _shared_step(encoder, running, dtype)
                 leaving, ended = [], []
                 for trainee, loss, count in zip(running, losses, tokens, strict=True):
                     name = trainee.job.adapter.name
@@ -154,7 +153,7 @@ def _loop(
 
 
 def _shared_step(
-    encoder: Encoder, running: Sequence[Trainee], dtype: torch.dtype, fast: bool
+    encoder: Encoder, running: Sequence[Trainee], dtype: torch.dtype
 ) -> tuple[list[float], list[int]]:
     """The forward pass of all, and the backward pass of all losses; each one's loss and tokens."""
     ids = [trainee.train.ids[row] for trainee in running for row in trainee.rows]
@@ -165,9 +164,10 @@ def _shared_step(
     input_ids = torch.from_numpy(batch.input_ids).to(encoder.device)
     mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
     adapters = [trainee.job.adapter for trainee in running]
-    if fast and unfit(encoder, adapters) is None:
+    bert = running[0].routed.bert
+    if bert is not None and all(trainee.routed.bert for trainee in running):
         owners = [(*span, adapter) for span, adapter in zip(spans, adapters, strict=True)]
-        hidden = FastBert(encoder, dtype).hidden(input_ids, mask, owners)
+        hidden = bert.hidden(input_ids, mask, owners)
     else:
         hidden = _banked(encoder, adapters, counts, input_ids, mask, dtype)
     losses = [

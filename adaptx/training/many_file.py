@@ -15,7 +15,7 @@ An adapter has the keys of KEYS, and the settings of adaptx.training.settings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -61,7 +61,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def many_of(path: Path, config: Mapping[str, Any]) -> Job:
     """The job of a file with `adapters`; OptionError, with the nearest key, for one that isn't."""
-    _check_keys(path, config, TOP)
+    check_keys(path, config, TOP)
     _check_values(path, config)
     defaults, adapters = config.get("defaults") or {}, config["adapters"]
     if not isinstance(adapters, list) or not adapters:
@@ -72,7 +72,7 @@ def many_of(path: Path, config: Mapping[str, Any]) -> Job:
         where = f"{path}, adapter {number}" if number else f"{path}, defaults"
         if not isinstance(one, dict):
             raise OptionError(f"{where}: this must be named values, not {one!r}.")
-        _check_keys(where, one, known)
+        check_keys(where, one, known)
         _check_values(where, one)
         lora = {**(defaults.get("lora") or {}), **(one.get("lora") or {})}
         values = {key: _number(value) for key, value in {**defaults, **one}.items()}
@@ -85,6 +85,14 @@ def many_of(path: Path, config: Mapping[str, Any]) -> Job:
         raise OptionError(f"{path}: slots={slots!r} must be a whole number, at least 1.")
     top = {key: config.get(key) for key in ("encoder", "prefix", "precision")}
     return Job(filled[1:], slots=slots, **top)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise OptionError for a name used twice, or as good as: some disks fold case."""
+    folded = [name.casefold() for name in names]
+    for name in names:
+        if folded.count(name.casefold()) > 1:
+            raise OptionError(f"The name {name!r} is used twice: give each adapter its own.")
 
 
 def _number(value: Any) -> Any:
@@ -106,7 +114,8 @@ def _check_values(where: object, given: Mapping[str, Any]) -> None:
             raise OptionError(f"{where}: {key} must be {name}, not {given[key]!r}.")
 
 
-def _check_keys(where: object, given: Mapping[str, Any], known: Iterable[str]) -> None:
+def check_keys(where: object, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise OptionError, with the nearest that there is, for a key that isn't known."""
     for key in given:
         if key not in known:
             near = get_close_matches(str(key), list(known), 1)

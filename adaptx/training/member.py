@@ -28,8 +28,8 @@ from adaptx.training.plan import Plan, Step
 from adaptx.training.record import Job, Kept
 from adaptx.training.routed import Routed
 from adaptx.training.rows import Data, EncodedRows, open_data
-from adaptx.training.runlog import RunLog, check_run
-from adaptx.training.scoring import dev_scores, on_device
+from adaptx.training.runlog import RunLog
+from adaptx.training.scoring import end_epoch, on_device
 from adaptx.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,13 +95,12 @@ class Trainee:
         self.plan = Plan(
             len(job.train), self.options.batch_size, 1, 1, 0, self.options.seed, job.train.lengths
         )
-        self.total = self.options.epochs * len(self.plan)
         self.optimizer, self.schedule = optimizer_and_schedule(
-            job.adapter, self.options, self.total
+            job.adapter, self.options, self.options.epochs * len(self.plan)
         )
         self.average = Average(job.adapter.trainable() if self.options.average else [])
         self.kept = Kept(job)
-        self.log = RunLog(check_run(run, (), None), job.accelerator, job.about(config))
+        self.log = RunLog(run, job.accelerator, job.about(config))
         self.log.__enter__()
         self.step_number, self.epoch = 0, 1
         self.losses: list[float] = []
@@ -129,11 +128,8 @@ class Trainee:
         self.step_number += 1
         number, epoch, adapter = self.step_number, self.epoch, self.job.adapter
         norm = torch.nn.utils.clip_grad_norm_(adapter.trainable(), self.options.clip or math.inf)
-        if not math.isfinite(loss):
-            raise self.kept.diverged(f"the loss is {loss}", number, epoch, self.rows)
-        if not torch.isfinite(norm):
-            raise self.kept.diverged("the gradient isn't finite", number, epoch, self.rows)
         (lr, *_), gradient = self.schedule.get_last_lr(), float(norm)
+        self.kept.check(loss, gradient, number, epoch, self.rows)
         self.log.step(number, epoch, loss=loss, lr=lr, grad_norm=gradient, tokens=tokens)
         self.optimizer.step()
         self.average.update()
@@ -145,24 +141,19 @@ class Trainee:
 
     def _epoch(self) -> bool:
         """Score the epoch, and begin the next one; whether there is none."""
-        job, epoch = self.job, self.epoch
-        seconds = round(time.perf_counter() - self.started, 2)
-        entry: dict[str, Any] = {"epoch": epoch, "loss": float(np.mean(self.losses))}
-        entry["seconds"] = seconds
-        if not all(weight.isfinite().all() for weight in job.adapter.weights().values()):
-            raise self.kept.diverged("a weight isn't finite after it", self.step_number, epoch)
-        with self.average.applied():
-            if len(job.dev):
-                entry |= dev_scores(job, self.routed)
-            sound = math.isfinite(entry.get("dev_loss", 0.0))
-            best = sound and self.kept.offer(entry)
+        epoch = self.epoch
+        _, _, tired = end_epoch(
+            self.job,
+            self.routed,
+            self.kept,
+            self.average,
+            self.log,
+            epoch=epoch,
+            step=self.step_number,
+            losses=self.losses,
+            started=self.started,
+        )
         self.routed.train()
-        if not sound:
-            said = f"the dev loss is {entry['dev_loss']}"
-            raise self.kept.diverged(said, self.step_number, epoch)
-        self.log.epoch(entry, best)
-        waited = epoch - self.kept.best["epoch"]
-        tired = bool(self.options.patience and len(job.dev) and waited >= self.options.patience)
         if epoch == self.options.epochs or tired:
             return True
         self.epoch, self.losses, self.started = epoch + 1, [], time.perf_counter()

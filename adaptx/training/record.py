@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -107,6 +108,15 @@ class Kept:
         self.job.adapter.load_state_dict(self.weights, strict=False)
         vars(self.job.adapter.config).update(self.config)  # AdaLoRA writes its ranks there
         self.job.record(self.history, self.best, time.perf_counter() - self.started)
+
+    def check(
+        self, loss: float, gradient: float | None, step: int, epoch: int, rows: np.ndarray
+    ) -> None:
+        """Raise TrainingDiverged where a step's loss or gradient's norm (if known) isn't finite."""
+        if not math.isfinite(loss):
+            raise self.diverged(f"the loss is {loss}", step, epoch, rows)
+        if gradient is not None and not math.isfinite(gradient):
+            raise self.diverged("the gradient isn't finite", step, epoch, rows)
 
     def diverged(
         self, what: str, step: int, epoch: int, rows: Sequence[int] | np.ndarray = ()

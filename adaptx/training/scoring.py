@@ -1,13 +1,58 @@
-"""Scores of a model on a training's dev rows."""
+"""What ends an epoch: the averaged weights are scored on dev, and kept if they are the best."""
 
 from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adaptx.evaluation.metrics import classification_scores
-from adaptx.training.record import Job
+from adaptx.training.average import Average
+from adaptx.training.record import Job, Kept
+from adaptx.training.runlog import RunLog
+
+
+def end_epoch(
+    job: Job,
+    model: nn.Module,
+    kept: Kept,
+    average: Average,
+    log: RunLog,
+    *,
+    epoch: int,
+    step: int,
+    losses: Sequence[float],
+    started: float,
+) -> tuple[dict[str, Any], bool, bool]:
+    """Score and log an epoch that ended after optimizer step `step`.
+
+    Its entry, whether it is the best so far, and whether patience is at its end. Raises
+    TrainingDiverged. `model` as in `dev_scores`; `started` is a time.perf_counter().
+    """
+    entry: dict[str, Any] = {
+        "epoch": epoch,
+        "loss": float(np.mean(losses)),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    # The last step's weights have been through no loss yet.
+    weights = (*job.adapter.weights().values(), *job.adapter.deltas().values())
+    if not all(weight.isfinite().all() for weight in weights):
+        raise kept.diverged("a weight isn't finite after it", step, epoch)
+    with average.applied():
+        if len(job.dev):
+            entry |= dev_scores(job, model)
+        sound = math.isfinite(entry.get("dev_loss", 0.0))
+        best = sound and kept.offer(entry)
+    if not sound:
+        raise kept.diverged(f"the dev loss is {entry['dev_loss']}", step, epoch)
+    log.epoch(entry, best)
+    patience, waited = job.options.patience, epoch - kept.best["epoch"]
+    return entry, best, bool(patience and len(job.dev) and waited >= patience)
 
 
 @torch.no_grad()

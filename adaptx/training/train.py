@@ -37,7 +37,7 @@ from adaptx.training.resuming import Progress, Resuming, find_checkpoint
 from adaptx.training.routed import Routed
 from adaptx.training.rows import Data, EncodedRows, open_data, training_rows
 from adaptx.training.runlog import RunLog, check_run
-from adaptx.training.scoring import dev_scores, on_device
+from adaptx.training.scoring import end_epoch, on_device
 from adaptx.training.settings import Settings
 from adaptx.training.stopping import SIGNALS, Stopping
 
@@ -91,6 +91,8 @@ def train(
     TrainingDiverged when the loss becomes NaN or infinite, with the last good adapter.
     """
     options = Settings.of(settings)
+    if not checkpoint_every >= 0:
+        raise OptionError(f"checkpoint_every={checkpoint_every!r} must be seconds, at least 0.")
     run = check_run(run, trackers, accelerator, resume)
     columns = {"text_column": text_column, "label_column": label_column}
     train_rows = open_data(train, **columns)
@@ -203,16 +205,15 @@ def _loop(
                 loss_value, tokens, due, *signals = accelerator.reduce(seen, "sum").tolist()
                 norm = accelerator.clip_grad_norm_(adapter.trainable(), options.clip or math.inf)
                 scaled = accelerator.scaler is not None  # fp16's scaler skips an overflow itself
-                if not math.isfinite(loss_value):
-                    raise kept.diverged(f"the loss is {loss_value}", at.step, epoch, step.all_rows)
-                if not scaled and norm is not None and not torch.isfinite(norm):
-                    raise kept.diverged("the gradient isn't finite", at.step, epoch, step.all_rows)
+                gradient = float(norm) if norm is not None else math.nan
+                unsure = scaled or norm is None
+                kept.check(loss_value, None if unsure else gradient, at.step, epoch, step.all_rows)
                 log.step(
                     at.step,
                     epoch,
                     loss=loss_value,
                     lr=schedule.get_last_lr()[0],
-                    grad_norm=float(norm) if norm is not None else math.nan,
+                    grad_norm=gradient,
                     tokens=int(tokens),
                 )
                 optimizer.step()
@@ -226,26 +227,21 @@ def _loop(
                     resuming.save(at)
                 if run is not None and any(signals):
                     raise TrainingInterrupted(SIGNALS[int(signals[0] == 0)], at.step, run)
-            entry: dict[str, Any] = {
-                "epoch": epoch,
-                "loss": float(np.mean(at.losses)),
-                "seconds": round(time.perf_counter() - started, 2),
-            }
-            # The last step's weights have been through no loss yet.
-            weights = (*adapter.weights().values(), *adapter.deltas().values())
-            if not all(weight.isfinite().all() for weight in weights):
-                raise kept.diverged("a weight isn't finite after it", at.step, epoch)
-            with average.applied():
-                if len(job.dev):  # not by DDP, which waits for processes that have no rows
-                    entry |= dev_scores(job, accelerator.unwrap_model(model))
-                sound = math.isfinite(entry.get("dev_loss", 0.0))
-                best = sound and kept.offer(entry)
-            if not sound:
-                raise kept.diverged(f"the dev loss is {entry['dev_loss']}", at.step, epoch)
+            # Not by DDP, which waits for processes that have no rows.
+            entry, best, tired = end_epoch(
+                job,
+                accelerator.unwrap_model(model),
+                kept,
+                average,
+                log,
+                epoch=epoch,
+                step=at.step,
+                losses=at.losses,
+                started=started,
+            )
             display.epoch(entry, best)
-            log.epoch(entry, best)
             at = Progress(at.step, epoch + 1)
-            if options.patience and len(job.dev) and epoch - kept.best["epoch"] >= options.patience:
+            if tired:
                 display.say(f"No better dev {options.metric} for {options.patience} epochs: done.")
                 break
     kept.restore()

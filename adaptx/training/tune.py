@@ -1,9 +1,9 @@
 """A search over learning rates, ranks and sites, by successive halving.
 
 Every trial trains for a few epochs, the better half by dev's score for twice as many, and so on,
-until one is left (Jamieson and Talwalkar 2016, arXiv 1502.07943). Each rung trains anew, so that a
-score is always that of a whole schedule, warm-up and decay; all trials of a rung share each frozen
-forward pass (adaptx.training.many).
+until two have trained for all epochs (Jamieson and Talwalkar 2016, arXiv 1502.07943). Each rung
+trains anew, so that a score is always that of a whole schedule, warm-up and decay; all trials of a
+rung share each frozen forward pass (adaptx.training.many).
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from adaptx.adapters.adapter import Adapter
+from adaptx.adapters.lora import targets
 from adaptx.encoder.encoder import Encoder
-from adaptx.errors import OptionError, TrainingDiverged
+from adaptx.errors import OptionError
 from adaptx.tasks import Classification
 from adaptx.training.many import train_many
 from adaptx.training.member import Member
 from adaptx.training.rows import Data
+from adaptx.training.runlog import NOT_DEVS
 from adaptx.training.settings import DEV_LOSS, Settings
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Tuned:
 
 
 def rungs(trials: int, epochs: int) -> list[tuple[int, int]]:
-    """(how many trials, for how many epochs) of each rung; the last has one, for all epochs."""
+    """(how many trials, for how many epochs) of each rung; the last has two at most."""
     if trials == 1:
         return [(1, epochs)]
     counts = [trials]
@@ -65,6 +67,28 @@ def rungs(trials: int, epochs: int) -> list[tuple[int, int]]:
         counts.append(-(-counts[-1] // 2))
     last = len(counts) - 1
     return [(count, max(1, round(epochs / 2 ** (last - i)))) for i, count in enumerate(counts)]
+
+
+def combinations_of(
+    encoder: Encoder,
+    config: LoraConfig,
+    lrs: Sequence[float],
+    ranks: Sequence[int],
+    sites: Sequence[Sites],
+) -> list[tuple[float, int, Sites]]:
+    """All of them; OptionError or SiteError for one that can't be, or that is there twice."""
+    for option, values in (("lrs", lrs), ("ranks", ranks), ("sites", sites)):
+        if not values:
+            raise OptionError(f"There is nothing to try: give {option}=[…].")
+        if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+            raise OptionError(f"{option}: {twice[0]!r} is there twice.")
+    if small := [rank for rank in (config.r, *ranks) if rank < 1]:
+        raise OptionError(f"The rank {small[0]} must be at least 1.")
+    for lr in lrs:
+        Settings(lr=lr)
+    for one in sites:
+        targets(_config(config, config.r, one), encoder.sites, encoder.config.model_type)
+    return list(product(lrs, ranks, sites))
 
 
 def tune(
@@ -89,11 +113,9 @@ def tune(
     training, and TrainingDiverged where every trial did.
     """
     options = Settings.of(settings or {})
-    combinations = list(product(lrs, ranks or [config.r], sites or [config.target_modules]))
-    if not combinations:
-        raise OptionError("There is no learning rate to try: give lrs=[…].")
-    if small := [rank for rank in (config.r, *ranks) if rank < 1]:
-        raise OptionError(f"The rank {small[0]} must be at least 1.")
+    combinations = combinations_of(
+        encoder, config, lrs, ranks or [config.r], sites or [config.target_modules or "all-linear"]
+    )
     trials: list[Trial] = []
     adapters: dict[str, Adapter] = {}
     for rung, (count, epochs) in enumerate(rungs(len(combinations), options.epochs), 1):
@@ -101,27 +123,27 @@ def tune(
         members = [
             Member(
                 f"{name}-{number}",
-                _config(config, rank, targets),
+                _config(config, rank, at),
                 train=train,
                 dev=dev,
                 task=task,
                 language=language,
                 settings={**asdict(options), "lr": lr, "epochs": epochs},
             )
-            for number, (lr, rank, targets) in enumerate(combinations, 1)
+            for number, (lr, rank, at) in enumerate(combinations, 1)
         ]
         found = train_many(encoder, members, slots=slots, precision=precision)
         adapters = found.adapters
         tried = []
-        for member, (lr, rank, targets) in zip(members, combinations, strict=True):
+        for member, (lr, rank, at) in zip(members, combinations, strict=True):
             made = adapters.get(member.name)
             best = made.facts.training["best"] if made is not None else None
-            scores = {k: v for k, v in best.items() if isinstance(v, float)} if best else None
-            tried.append((Trial(rung, epochs, lr, rank, targets, scores), member.name))
+            scores = {k: v for k, v in best.items() if k not in NOT_DEVS} if best else None
+            tried.append((Trial(rung, epochs, lr, rank, at, scores), member.name))
         tried.sort(key=lambda one: one[0].rank(options.metric), reverse=True)
         trials += [trial for trial, _ in tried]
         if not adapters:
-            raise next(iter(found.failed.values()), TrainingDiverged("Every trial diverged.", 0))
+            raise next(iter(found.failed.values()))
         combinations = [(trial.lr, trial.r, trial.sites) for trial, _ in tried]
         winner = adapters[tried[0][1]]
     return Tuned(_named(winner, name, trials), trials)

@@ -103,6 +103,23 @@ def test_a_file_that_says_nonsense_is_refused(tmp_path, config, named):
         many_of(tmp_path / "many.yaml", config)
 
 
+def test_names_that_a_disk_may_fold_are_refused_and_loras_keys_known(tmp_path):
+    def said(*adapters):
+        path = write(tmp_path / "many.yaml", list(adapters))
+        return refused("train", "--config", path, "-o", tmp_path / "made", "--dry-run")
+
+    assert "'x' is used twice" in said({"name": "x"}, {"name": "X"})
+    assert "no key 'lora_alfa'; did you mean lora_alpha?" in said(
+        {"name": "x", "lora": {"lora_alfa": 3}}
+    )
+
+
+def test_a_dry_run_refuses_the_precision_that_the_training_would(small_folders, tmp_path):
+    path = write(tmp_path / "many.yaml", [{"name": "x"}], precision="int3")
+    command = ["train", "--config", path, "-o", tmp_path / "made", "-e", small_folders["bert"]]
+    assert "precision='int3' is none of" in refused(*command, "--dry-run")
+
+
 @pytest.mark.parametrize("text", ["a: [1", "- 1", "!!python/object/apply:os.system ['true']"])
 def test_what_is_no_mapping_is_refused_and_never_run(tmp_path, text):
     path = tmp_path / "many.yaml"

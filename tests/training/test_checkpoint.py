@@ -197,6 +197,12 @@ def test_divergence_names_the_batchs_rows(small):
         fit(small, lr=1e28, clip=0.0, epochs=2)
 
 
+@pytest.mark.parametrize("seconds", [-1, float("nan")])
+def test_seconds_between_checkpoints_are_a_number(small, seconds):
+    with pytest.raises(OptionError, match="checkpoint_every"):
+        fit(small, checkpoint_every=seconds)
+
+
 def test_resume_needs_a_run(small):
     with pytest.raises(OptionError, match="Which run"):
         fit(small, resume=True)

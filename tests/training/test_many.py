@@ -64,10 +64,12 @@ def test_each_has_the_losses_and_weights_of_its_own_training(small, fast):
         same(found.adapters[one.name], alone(small, one, fast=fast))
 
 
-def test_another_family_shares_its_passes_through_the_bank(small_folders):
+def test_another_family_shares_its_passes_through_the_bank(small_folders, capsys):
     encoder = ax.Encoder.from_pretrained(small_folders["distilbert"])
     members = [member("one"), member("two", seed=5)]
-    for name, adapter in ax.train_many(encoder, members).adapters.items():
+    found = ax.train_many(encoder, members)
+    assert capsys.readouterr().err.count("Not on the fast path: the family distilbert") == 1
+    for name, adapter in found.adapters.items():
         same(adapter, alone(encoder, next(one for one in members if one.name == name)))
 
 

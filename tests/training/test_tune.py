@@ -7,7 +7,7 @@ from peft import LoraConfig
 
 import adaptx as ax
 from adaptx.data.read import read_examples
-from adaptx.errors import OptionError, TrainingDiverged
+from adaptx.errors import OptionError, SiteError, TrainingDiverged
 from adaptx.training.tune import rungs
 from tests.cli.test_cli import refused, run
 from tests.conftest import SAMPLE
@@ -72,6 +72,12 @@ def test_nothing_to_search_is_refused(small):
         search(small, lrs=[])
     with pytest.raises(OptionError, match="rank 0 must be at least 1"):
         search(small, ranks=[0, 8])
+    with pytest.raises(OptionError, match=r"lrs: 0\.001 is there twice"):
+        search(small, lrs=[1e-3, 1e-3])
+    with pytest.raises(SiteError, match="qeury"):
+        search(small, sites=["all-linear", ["qeury"]])
+    with pytest.raises(OptionError, match="lr=-1"):
+        search(small, lrs=[1e-3, -1])
 
 
 def test_the_command_shows_every_trial_and_saves_the_best(small_folders, tmp_path):
@@ -89,3 +95,19 @@ def test_the_command_shows_every_trial_and_saves_the_best(small_folders, tmp_pat
     assert "rung" in shown and shown.count("all-linear") == 5 and "Wrote" in shown
     assert "exists already" in refused(*command)
     assert "--lr 'a'" in refused(*command[:-6], "--lr", "a")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--r", "0,8", "rank 0"),
+        ("--sites", "qeury", "matches no site"),
+        ("--slots", "0", "--slots 0"),
+        ("--lr", "1e-3,-1", "lr=-1.0"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_search_would(small_folders, tmp_path, option, value, named):
+    assert named in refused(
+        "tune", "--train", FILES["train"], "--dev", FILES["dev"], "-o", tmp_path / "made",
+        "-e", small_folders["bert"], "--dry-run", option, value,
+    )  # fmt: skip
