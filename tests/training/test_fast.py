@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
+from torch.utils.flop_counter import FlopCounterMode
 
 import adaptx as ax
 from adaptx.adapters.bank import Bank
@@ -119,6 +120,17 @@ def test_nothing_is_computed_below_the_lowest_adapter(small):
     walk(states.grad_fn)
     held = [w for n in asked for w, _ in getattr(n, "weights", ())]
     assert held and not any(w is first for w in held)
+
+
+def test_the_lowest_adapter_costs_its_own_products_alone(small):
+    """No gradient of what it reads: du, dB and dA, and no product with W."""
+    site = "encoder.layer.1.output.dense"
+    adapter, (ids, mask) = lora(small, target_modules=[site]), batch([6, 6])
+    states = FastBert(small, torch.float32).hidden(ids, mask, [(0, 2, adapter)])
+    with FlopCounterMode(display=False) as counted:
+        states.sum().backward()
+    inputs, outputs = small.sites[site].in_features, small.sites[site].out_features
+    assert counted.get_total_flops() == 2 * 12 * 4 * (2 * outputs + inputs)
 
 
 def test_recomputed_layers_give_the_same_gradients(small_folders):
