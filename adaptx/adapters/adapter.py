@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +24,13 @@ from adaptx.adapters.finding import find_folder
 from adaptx.adapters.head import Head
 from adaptx.adapters.lora import LoraSite, check_config, init_sites, rank_and_scale, unexpressed
 from adaptx.adapters.own_model import Full
+from adaptx.data.encode import TextEncoder
+from adaptx.data.windows import Input, Window, whole
 from adaptx.encoder.encoder import Encoder, mean_pool
 from adaptx.encoder.opening import load_model
 from adaptx.errors import FingerprintError, FolderError, OptionError, choices
-from adaptx.tasks import Classification, Prediction, task_from_json
+from adaptx.tasks import Task, task_from_json
+from adaptx.tasks.base import TOKENS
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
@@ -48,7 +52,7 @@ class Adapter(nn.Module):
         facts: layout.Facts,
         config: PeftConfig | Full | None,
         head: Head | None,
-        task: Classification | None,
+        task: Task | None,
         *,
         sites: Mapping[str, LoraSite] | None = None,
         model: nn.Module | None = None,
@@ -67,7 +71,7 @@ class Adapter(nn.Module):
     def new(
         cls,
         encoder: Encoder,
-        task: Classification | None,
+        task: Task | None,
         config: PeftConfig | Full | None,
         *,
         name: str,
@@ -83,7 +87,7 @@ class Adapter(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         head = None
-        if task is not None:
+        if task is not None and task.has_head:
             head = Head(encoder.hidden_size, task.outputs)
             nn.init.normal_(head.weight, std=0.02, generator=generator)
             nn.init.zeros_(head.bias)
@@ -107,7 +111,7 @@ class Adapter(nn.Module):
         facts: layout.Facts,
         config: PeftConfig | Full | None,
         head: Head | None,
-        task: Classification | None,
+        task: Task | None,
         *,
         sites: Mapping[str, LoraSite] | None = None,
         model: nn.Module | None = None,
@@ -256,25 +260,41 @@ class Adapter(nn.Module):
         route = bank.route([1], training=self.training, fused=fused) if bank.sites else None
         return encoder.hidden(input_ids, mask, route)
 
+    @property
+    def pooling(self) -> str:
+        """What the head reads of the token states: "mean", "cls", or "tokens", all of them."""
+        return self.task.pooling if self.task is not None else "mean"
+
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """One vector of each row's token states: `[B, S, H]`, `[B, S]` -> `[B, H]`."""
-        if self.task is not None and self.task.pooling == "cls":
-            return hidden[:, 0]
-        return mean_pool(hidden, mask)
+        """What the head reads: `[B, S, H]`, `[B, S]` -> `[B, H]`, or `[B, S, H]` for "tokens"."""
+        if self.pooling == TOKENS:
+            return hidden
+        return hidden[:, 0] if self.pooling == "cls" else mean_pool(hidden, mask)
 
-    def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """The head on pooled states: `[B, S, H]`, `[B, S]` -> fp32 `[B, L]`."""
-        if self.head is None:
-            raise OptionError(f"Adapter {self.name!r} has no head.")
+    def outputs(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The head on pooled states: `[B, S, H]`, `[B, S]` -> fp32 `[B, L]`, or `[B, S, L]`.
+
+        Without a head, the pooled states themselves.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(self.pool(hidden.float(), mask))
+            pooled = self.pool(hidden.float(), mask)
+            return pooled if self.head is None else self.head(pooled)
 
-    def answer(self, pooled: Tensor) -> list[Prediction] | None:
-        """Predictions from pooled states `[B, H]`, or None without a head."""
-        if self.head is None or self.task is None:
-            return None
-        logits = self.head(pooled.to(self.head.weight.device))
-        return self.task.decode(logits.detach().cpu().numpy())
+    def windows(
+        self, text: TextEncoder, inputs: Sequence[Input], max_length: int | None = None
+    ) -> list[list[Window]]:
+        """How the adapter's task reads each input: in one window, or in several."""
+        limits = [limit for limit in (self.max_length, max_length) if limit is not None]
+        limit = min(limits) if limits else None
+        if self.task is None:
+            return [[window] for window in whole(text, self.prefix, inputs, limit)]
+        return self.task.windows(text, self.prefix, inputs, limit)
+
+    def answer(self, one: Input, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Any:
+        """The task's answer to an input, from the outputs of its windows; without a task a vector,
+        fp32 `[H]`.
+        """
+        return self.task.answer(one, windows, outputs) if self.task is not None else outputs[0]
 
     def deltas(self) -> dict[str, Tensor]:
         """What merging adds to the weight `[out, in]` of each site of a bank."""
@@ -355,6 +375,7 @@ class Adapter(nn.Module):
         head, task = None, None
         if facts.task is not None:
             task = task_from_json(facts.task)
+        if task is not None and task.has_head:
             path = storage.check_file(folder, layout.HEAD, manifest)
             tensors = layout.head_tensors(path, task.outputs, facts.head)
             head = Head.of(tensors, facts.head, path)
@@ -403,7 +424,7 @@ class Adapter(nn.Module):
         facts: layout.Facts,
         manifest: dict[str, Any],
         head: Head | None,
-        task: Classification | None,
+        task: Task | None,
     ) -> Adapter:
         """An adapter that brings its own model: PEFT's layers, or every weight."""
         cls(facts, None, head, task).check_encoder(encoder)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from adaptx.errors import FolderError, choices
+from adaptx.tasks import Classification, Task, task_from_json
+from adaptx.tasks.base import TITLES, title
 
 if TYPE_CHECKING:
     from adaptx.adapters.folder import Facts
@@ -21,23 +23,22 @@ _WHAT = {
     "full": "All of the encoder's weights were trained",
 }
 _OTHER = "The encoder stays as it is; PEFT's `{method}` weights are added to it"
-_SCORES = ("accuracy", "macro_f1", "weighted_f1")
 _FEW = 500  # rows of a test set below which the card warns
 _UNEVEN = 3  # so many times the rows of the rarest label, for the commonest, is an imbalance
 
 
 def model_card(facts: Facts) -> str:
     """The card as Markdown; raises FolderError when the recorded scores aren't as adaptx writes."""
-    labels = (facts.task or {}).get("labels", [])
+    task = task_from_json(facts.task) if facts.task else None
     try:
         scores = _scores(facts.evaluation)
         sections = [
-            _front_matter(facts),
-            f"# {_text(facts.name)}\n\n{_summary(facts, labels)}",
-            f"## Scores\n\n{scores or _unevaluated(facts)}" if labels else "",
+            _front_matter(facts, task),
+            f"# {_text(facts.name)}\n\n{_summary(facts, task)}",
+            f"## Scores\n\n{scores or _unevaluated(facts)}" if task else "",
             f"## How it was trained\n\n{_training(facts)}" if facts.training else "",
             f"## How to use it\n\n{_usage(facts)}",
-            f"## Limits\n\n{_bullets(_limits(facts))}" if labels else "",
+            f"## Limits\n\n{_bullets(_limits(facts, task))}" if task else "",
             f"## Which encoder\n\n`{facts.encoder}`, with just the weights and vocabulary of this "
             f"fingerprint; adaptx refuses any other:\n\n`{facts.fingerprint}`",
         ]
@@ -49,102 +50,119 @@ def model_card(facts: Facts) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(facts: Facts) -> str:
+def _front_matter(facts: Facts, task: Task | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     # The Hub knows languages by their ISO 639 code: swh of swh_Latn.
     language = re.match(r"[a-z]{2,3}(?![^_-])", facts.language or "")
     results = [
         EvalResult(
-            task_type="text-classification",
+            task_type=task.hub if task else "feature-extraction",
             dataset_type=name,
             dataset_name=f"{name}: {entry['file']}",
-            metric_type="f1" if "f1" in metric else metric,
-            metric_name=metric.replace("_f1", " F1"),
+            metric_type=_hub_metric(metric),
+            metric_name=title(metric),
             metric_value=round(entry[metric], 4),
         )
         for name, entry in facts.evaluation.items()
         if "file" in entry
-        for metric in _SCORES
+        for metric in (task.metrics if task else ())
     ]
     data = ModelCardData(
         language=language.group() if language else None,
         library_name="adaptx" if facts.method in ("probe", "full") else "peft",
         base_model=facts.encoder if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.encoder) else None,
-        pipeline_tag="text-classification" if facts.task else None,
+        pipeline_tag=task.hub if task else None,
         tags=["adaptx", facts.method],
-        metrics=["accuracy", "f1"] if facts.task else None,
+        metrics=sorted({_hub_metric(name) for name in task.metrics}) if task else None,
         model_name=facts.name,
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _summary(facts: Facts, labels: list[str]) -> str:
+def _hub_metric(name: str) -> str:
+    return "f1" if "f1" in name else name
+
+
+def _summary(facts: Facts, task: Task | None) -> str:
     text = _OTHER if facts.way == "own pass" else _WHAT.get(facts.method, _OTHER)
     what = text.format(sites=len(facts.scales), method=facts.method)
-    if not labels:
+    if task is None:
         return f"An adapter for the text encoder `{facts.encoder}`. {what}. It has no head."
     read = [
         "one text" + (f"; it was trained on texts in `{facts.language}`" if facts.language else "")
     ]
     if facts.max_length:
         read += [f"{facts.max_length} tokens at most, the rest is cut off"]
+    top = "; a linear classifier stands on top" if task.has_head else ""
+    answers = []
+    if isinstance(task, Classification):
+        answers = [
+            f"**Answers** one of: {choices(map(_text, task.labels))}; with a score for each."
+        ]
+    elif task.labels:
+        answers = [f"**Labels**: {choices(map(_text, task.labels))}."]
     return (
-        f"It reads a text and answers with one of {len(labels)} labels. It is an adapter: trained "
+        f"{task.reads}. It is an adapter: trained "
         f"weights that work together with the text encoder `{facts.encoder}`, and adaptx, which "
-        f"made it, runs the two. {what}; a linear classifier stands on top.\n\n"
-        + _bullets(
-            [
-                f"**Reads** {'; '.join(read)}.",
-                f"**Answers** one of: {choices(map(_text, labels))}; with a score for each.",
-            ]
-        )
+        f"made it, runs the two. {what}{top}.\n\n"
+        + _bullets([f"**Reads** {'; '.join(read)}.", *answers])
     )
 
 
 def _scores(evaluation: dict[str, Any]) -> str:
     if not evaluation:
         return ""
+    whole = _whole(evaluation)
+    first, *others = [name for name in whole if name in TITLES]
+    commonest = "commonest" in whole
+    header = ["data", "rows", title(first), "95% interval", *map(title, others)]
     by_language = _table(
-        ("data", "rows", "accuracy", "95% interval", "macro F1", "weighted F1", "commonest label"),
+        [*header, "commonest label"] if commonest else header,
         (
             (
                 f"{name} ({entry['file']})" if "file" in entry else "all of them",
                 entry["rows"],
-                f"{entry['accuracy']:.3f}",
-                "{:.3f} to {:.3f}".format(*entry["accuracy_interval"]),
-                f"{entry['macro_f1']:.3f}",
-                f"{entry['weighted_f1']:.3f}",
-                f"{entry['commonest']:.3f}",
+                f"{entry[first]:.3f}",
+                "{:.3f} to {:.3f}".format(*entry["interval"]),
+                *(f"{entry[other]:.3f}" for other in others),
+                *([f"{entry['commonest']:.3f}"] if commonest else []),
             )
             for name, entry in evaluation.items()
         ),
     )
+    said = (
+        f"{by_language}\n\nThe interval says how far the {title(first)} might move on other test "
+        f"rows of the same kind ({'Wilson' if commonest else 'the bootstrap'}). "
+    ).replace("(Wilson)", "(Wilson's score)")
+    if commonest:
+        said += "The last column is the accuracy of always answering the commonest label. "
+    said += "`adaptx.json` has the test files' checksums."
+    if not whole["labels"]:
+        return said
     by_label = _table(
         ("label", "rows", "precision", "recall", "F1"),
         (
             (label, entry["rows"], *(f"{entry[key]:.3f}" for key in ("precision", "recall", "f1")))
-            for label, entry in _whole(evaluation)["labels"].items()
+            for label, entry in whole["labels"].items()
         ),
     )
-    return (
-        f"{by_language}\n\nThe interval says how far the accuracy might move on other test rows of "
-        f"the same kind (Wilson's score). The last column is the accuracy of always answering "
-        f"the commonest label. `adaptx.json` has the test files' checksums.\n\nBy label, over all "
-        f"test rows:\n\n{by_label}"
-    )
+    return f"{said}\n\nBy label, over all test rows:\n\n{by_label}"
 
 
 def _unevaluated(facts: Facts) -> str:
     said = "It hasn't been evaluated on test data; `adaptx eval` with `--card` writes scores here."
     if best := facts.training.get("best"):
         said += (
-            f" On the development data it reached accuracy {best['accuracy']:.3f}, macro F1 "
-            f"{best['macro_f1']:.3f}, weighted F1 {best['weighted_f1']:.3f}; these rows also chose "
-            f"what was kept, so expect less of new texts."
+            f" On the development data it reached {_dev(best)}; these rows also chose what was "
+            f"kept, so expect less of new texts."
         )
     return said
+
+
+def _dev(best: dict[str, Any]) -> str:
+    return ", ".join(f"{title(name)} {best[name]:.3f}" for name in best if name in TITLES)
 
 
 def _training(facts: Facts) -> str:
@@ -154,10 +172,7 @@ def _training(facts: Facts) -> str:
         dev = f", {training['dev_rows']} development rows" if training.get("dev_rows") else ""
         said += [f"Data: {training['train_rows']} training rows{dev}"]
     if best := training.get("best"):
-        said += [
-            f"Kept: epoch {best['epoch']}, the best on the development rows (accuracy "
-            f"{best['accuracy']:.3f}, macro F1 {best['macro_f1']:.3f})"
-        ]
+        said += [f"Kept: epoch {best['epoch']}, the best on the development rows ({_dev(best)})"]
     if settings := training.get("settings"):
         named = (f"{name} {value}" for name, value in settings.items() if value is not None)
         said += [f"Settings: {', '.join(named)}"]
@@ -195,7 +210,7 @@ encoder.predict(["…"], adapter)
 One encoder serves many adapters: each text of a batch may take its own.{prefix}"""
 
 
-def _limits(facts: Facts) -> list[str]:
+def _limits(facts: Facts, task: Task | None) -> list[str]:
     evaluation = facts.evaluation
     tested = {name: entry["rows"] for name, entry in evaluation.items() if "file" in entry}
     said = []
@@ -205,7 +220,7 @@ def _limits(facts: Facts) -> list[str]:
         said += ["How well it does on new texts isn't known: it hasn't been evaluated."]
     if few := [f"{name} ({rows} rows)" for name, rows in tested.items() if rows < _FEW]:
         said += [f"Small test sets: {choices(few)}. Small differences there mean nothing."]
-    if evaluation:
+    if evaluation and _whole(evaluation)["labels"]:
         sizes = {label: entry["rows"] for label, entry in _whole(evaluation)["labels"].items()}
         rare, common = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
         if absent := [_text(label) for label, rows in sizes.items() if not rows]:
@@ -213,13 +228,15 @@ def _limits(facts: Facts) -> list[str]:
         elif sizes[common] >= _UNEVEN * sizes[rare]:
             said += [
                 f"The labels are uneven: {_text(common)} has {sizes[common]} test rows, "
-                f"{_text(rare)} {sizes[rare]}. Read macro F1 and the labels' own scores beside "
-                f"the accuracy."
+                f"{_text(rare)} {sizes[rare]}. Read the labels' own scores beside the first "
+                f"one."
             ]
-    said += [
-        "It always answers one of its labels, also for a text that none of them fits. The scores "
-        "sum to 1 over the labels and haven't been calibrated: 0.9 needn't be right 9 times of 10."
-    ]
+    if isinstance(task, Classification):
+        said += [
+            "It always answers one of its labels, also for a text that none of them fits. The "
+            "scores sum to 1 over the labels and haven't been calibrated: 0.9 needn't be right 9 "
+            "times of 10."
+        ]
     return said
 
 

@@ -14,8 +14,8 @@ from adaptx.errors import FolderError, OptionError, choices
 
 if TYPE_CHECKING:
     from adaptx.adapters.folder import Facts
-    from adaptx.data.read import Example
-    from adaptx.evaluation.report import Report
+    from adaptx.evaluation.report import AnyReport
+    from adaptx.tasks import Task
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -25,6 +25,8 @@ EXAMPLES = """
   adaptx eval adapters/sw-topics --data sw=data/swh/test.tsv --data en=data/eng/test.tsv --card
 
   adaptx eval adapters/probe adapters/lora --data data/swh --data data/eng -o runs/eval
+
+  adaptx eval adapters/sw-ner --data masakhaner/swa/test.txt
 
 The other adapters are compared with the first.
 """
@@ -65,26 +67,27 @@ def evaluate(
     """Score adapters on labelled data, by language and label; compare several."""
     from adaptx import storage
     from adaptx.adapters.finding import find_folder
-    from adaptx.data.read import read_examples
+    from adaptx.data.large import open_records
+    from adaptx.data.streams import Columns
 
     if card and (away := [name for name in names if not Path(name).is_dir()]):
         raise OptionError(f"--card writes into folders here, and {choices(away)} isn't one.")
     adapters = [find_folder(name) for name in names]
     if output:
         storage.check_output(output, overwrite, "evaluation")
-    files = dict(_named(item) for item in data)
+    facts, task = _checked(adapters)
+    files = dict(_named(item, task.kind) for item in data)
     if len(files) < len(data):
         raise OptionError(f"Two --data have the same name ({choices(files)}): use NAME=FILE.")
-    rows = {
-        name: read_examples(path, text_column=text_column, label_column=label_column)
-        for name, path in files.items()
-    }
-    facts = _checked(adapters, rows)
+    columns = Columns(text_column, label_column)
+    rows = {name: open_records(path, task.kind, columns) for name, path in files.items()}
+    for records in rows.values():
+        task.check(records)
     if card:
         for folder in adapters:
             storage.check_output(folder, overwrite=True)
     if dry_run:
-        sets = ", ".join(f"{name} ({len(examples)} rows)" for name, examples in rows.items())
+        sets = ", ".join(f"{name} ({len(records)} rows)" for name, records in rows.items())
         typer.echo(f"Would evaluate {', '.join(facts)} on {sets}.")
         return
 
@@ -93,15 +96,15 @@ def evaluate(
     from adaptx.evaluation.side_by_side import SideBySide
     from adaptx.evaluation.write import write_card, write_evaluation
 
-    labels = next(iter(facts.values())).task["labels"]  # type: ignore[index]
-    reports: dict[str, dict[str, Report]] = {}
+    labels = list(task.labels)
+    reports: dict[str, dict[str, AnyReport]] = {}
     opened = open_each(adapters, encoder)
     for name, (its_encoder, adapter) in zip(facts, opened, strict=True):
         reports[name] = {}
-        for language, examples in rows.items():
-            typer.echo(f"Evaluating {name} on {language}, {len(examples)} rows …", err=True)
+        for language, records in rows.items():
+            typer.echo(f"Evaluating {name} on {language}, {len(records)} rows …", err=True)
             reports[name][language] = evaluate(
-                its_encoder, adapter, examples, labels=labels, batch_size=batch_size
+                its_encoder, adapter, records, labels=labels, batch_size=batch_size
             )
     compared = SideBySide(reports)
     scores = compared.to_json()
@@ -144,9 +147,10 @@ def _sha256(source: str) -> str | None:
     return storage.sha256(Path(source)) if Path(source).is_file() else None
 
 
-def _named(item: str) -> tuple[str, str]:
+def _named(item: str, task: str) -> tuple[str, str]:
     """(name, source) of one --data; a name that isn't given is the file's, or its folder's."""
-    from adaptx.data.read import SPLITS, find_split
+    from adaptx.data.read import FORMATS, SPLITS, find_split
+    from adaptx.data.streams import ENDINGS
     from adaptx.evaluation.side_by_side import ALL
 
     name, equals, rest = item.partition("=")
@@ -154,7 +158,7 @@ def _named(item: str) -> tuple[str, str]:
         name, rest = "", item
     path = Path(rest)
     if path.is_dir():
-        path = find_split(path, "test")
+        path = find_split(path, "test", ENDINGS.get(task, FORMATS))
         rest = str(path)
     stem = path.name.split(".")[0]
     split = any(stem in names for names in SPLITS.values())
@@ -167,8 +171,8 @@ def _named(item: str) -> tuple[str, str]:
     return name, rest
 
 
-def _checked(adapters: list[Path], rows: dict[str, list[Example]]) -> dict[str, Facts]:
-    """The adapters' facts, each by a name of its own, when they can be compared on the rows."""
+def _checked(adapters: list[Path]) -> tuple[dict[str, Facts], Task]:
+    """The adapters' facts, each by a name of its own, and their task, when they can be compared."""
     from adaptx import storage
     from adaptx.adapters import folder as layout
     from adaptx.evaluation.evaluate import check_labels, no_head
@@ -193,7 +197,7 @@ def _checked(adapters: list[Path], rows: dict[str, list[Example]]) -> dict[str, 
         raise OptionError(f"An adapter is given twice: {choices(names)}.")
     facts = dict(zip(names, found, strict=True))
     tasks = {name: task_from_json(one.task or {}) for name, one in facts.items()}
+    if len(kinds := {task.kind for task in tasks.values()}) > 1:
+        raise OptionError(f"Adapters of different tasks don't compare: {choices(sorted(kinds))}.")
     check_labels({name: task.labels for name, task in tasks.items()})
-    for examples in rows.values():
-        tasks[names[0]].targets(examples)
-    return facts
+    return facts, tasks[names[0]]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adaptx.errors import OptionError, choices
+
+if TYPE_CHECKING:
+    from adaptx.data.streams import Columns
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -135,7 +138,9 @@ def export(
                 f"{len(adapters)} adapters and {len(dev or ())} --dev. Without --merged, one "
                 f"bundle holds them all."
             )
-        columns = {"text_column": text_column, "label_column": label_column}
+        from adaptx.data.streams import Columns
+
+        columns = Columns(text_column, label_column)
         _merged(
             adapters[0],
             output,
@@ -175,7 +180,7 @@ def _merged(
     output: Path,
     quantize: str | None,
     dev: str | None,
-    columns: dict[str, Any],
+    columns: Columns,
     encoder: str | None,
     overwrite: bool,
     as_json: bool,
@@ -183,11 +188,14 @@ def _merged(
 ) -> None:
     from adaptx import storage
     from adaptx.cli.opening import open_adapter
-    from adaptx.data.read import read_examples
+    from adaptx.data.large import open_records
+    from adaptx.data.streams import CLASSIFICATION
+    from adaptx.tasks.base import title
 
     storage.check_output(output, overwrite, "merged")
-    rows = read_examples(dev, **columns) if dev else None
     opened, chosen = open_adapter(name, encoder)
+    kind = chosen.task.kind if chosen.task else CLASSIFICATION
+    rows = open_records(dev, kind, columns) if dev else None
 
     from adaptx.onnx.merged import export_merged
 
@@ -204,14 +212,17 @@ def _merged(
     if as_json:
         typer.echo(json.dumps(report))
         return
+    agreement = report.get("agreement")
+    same = f", same answer on {agreement:.1%}" if agreement is not None else ""
     typer.echo(
         f"Wrote {output}. On {report['texts']} probe texts: largest logit difference from torch "
         f"{report['max_difference']:.2g} ({report['max_relative_difference']:.1%} of the largest "
-        f"logit), same label on {report['agreement']:.1%}."
+        f"logit){same}."
     )
     if "dev" in report:
-        torch_score, onnx_score = (report["dev"][kind]["accuracy"] for kind in ("torch", "onnx"))
+        metric = report["metric"]
+        torch_score, onnx_score = (report["dev"][way][metric] for way in ("torch", "onnx"))
         typer.echo(
-            f"Accuracy on {report['dev_rows']} dev rows: torch {torch_score:.3f}, "
+            f"{title(metric)} on {report['dev_rows']} dev rows: torch {torch_score:.3f}, "
             f"ONNX {onnx_score:.3f}."
         )

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from adaptx.errors import FolderError, OptionError, choices
+from adaptx.data.large import open_records
+from adaptx.data.streams import Columns
+from adaptx.errors import DataError, FolderError, OptionError, choices
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
-    from adaptx.data.read import Example
     from adaptx.encoder.encoder import Encoder
     from adaptx.onnx.vocabulary import Cut
+    from adaptx.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,6 @@ def export_bundle(
     if plan.ort_adapters:
         storage.check_output(plan.beside, plan.overwrite, "ort-adapters")
     texts = _texts(plan)
-    dev = {item: _examples(item, plan) for item in plan.dev}
     folders = [find_folder(name) for name in names]
     foreign = _trusted(folders, names, plan)
     opened, adapters = open_together(folders, encoder)
@@ -70,7 +71,7 @@ def export_bundle(
 
     sites = list(opened.sites) if plan.sites else None
     where = chosen_sites(opened, adapters, sites)
-    rows = checked_dev(adapters, _dev(dev, adapters))
+    rows = checked_dev(adapters, _dev(plan, adapters))
     cut = _cut(opened, adapters, texts, plan)
     if dry_run:
         size = _megabytes(opened, folders, plan, cut)
@@ -128,7 +129,7 @@ def _check(plan: Plan) -> None:
     if plan.sites not in (None, "all"):
         raise OptionError(f"--sites {plan.sites}: there is all; without it, where adapters attach.")
     if plan.max_drop is not None and not plan.dev:
-        raise OptionError("--max-drop is of the accuracy on --dev: give --dev too.")
+        raise OptionError("--max-drop is of the score on --dev: give --dev too.")
     if plan.max_drop is not None and not 0 <= plan.max_drop <= 100:
         raise OptionError(f"--max-drop {plan.max_drop} must be 0 to 100 points.")
     if not plan.languages and (plan.corpus or plan.margin is not None):
@@ -155,37 +156,42 @@ def _trusted(folders: Sequence[Path], names: Sequence[str], plan: Plan) -> set[P
     return found
 
 
-def _examples(item: str, plan: Plan) -> list[Example]:
-    from adaptx.data.read import read_examples
-
-    return read_examples(
-        _named(item)[1], text_column=plan.text_column, label_column=plan.label_column
-    )
-
-
 def _named(item: str) -> tuple[str, str]:
     """(name, source) of NAME=FILE; the name is empty where FILE stands alone."""
     name, equals, source = item.partition("=")
     return ("", item) if not equals or Path(item).exists() else (name, source)
 
 
-def _dev(dev: Mapping[str, list[Example]], adapters: Sequence[Adapter]) -> dict[str, list[Example]]:
+def _dev(plan: Plan, adapters: Sequence[Adapter]) -> dict[str, Sequence[Any]]:
     """Rows by adapter: those of its name, else those that have no label but its own."""
-    found: dict[str, list[Example]] = {}
-    shared: dict[str, list[Example]] = {}
-    for item, rows in dev.items():
-        name, _ = _named(item)
+    found: dict[str, Sequence[Any]] = {}
+    shared: dict[str, Sequence[Any]] = {}
+    kinds = {adapter.name: adapter.task.kind for adapter in adapters if adapter.task}
+    for item in plan.dev:
+        name, source = _named(item)
         if name in found:
             raise OptionError(f"--dev {item}: there is a --dev for {name} already.")
+        if name and name not in kinds:
+            raise OptionError(
+                f"--dev {item}: there is no adapter {name!r} with a task; there is "
+                f"{choices(kinds) or 'none'}."
+            )
+        possible = {kinds[name]} if name else set(kinds.values())
+        if len(possible) != 1:
+            raise OptionError(
+                f"--dev {item}: the adapters have {len(possible)} kinds of task, so say whose it "
+                f"is, as in --dev NAME={source}."
+            )
+        rows = open_records(source, possible.pop(), Columns(plan.text_column, plan.label_column))
         if name:
             found[name] = rows
             continue
-        labels = {row.label for row in rows}
-        fit = [a.name for a in adapters if a.task and labels <= set(a.task.labels)]
+        fit = [adapter.name for adapter in adapters if adapter.task and _fits(adapter.task, rows)]
         if not fit:
+            labels = sorted({label for row in rows for label in row.labels})
             raise OptionError(
-                f"--dev {item} has the labels {choices(sorted(map(str, labels)))}, which none of "
-                f"the adapters answers."
+                f"--dev {item} has the labels {choices(labels)}, which none of the adapters "
+                f"answers."
             )
         if twice := [name for name in fit if name in shared]:
             raise OptionError(
@@ -194,6 +200,14 @@ def _dev(dev: Mapping[str, list[Example]], adapters: Sequence[Adapter]) -> dict[
             )
         shared |= dict.fromkeys(fit, rows)
     return {**shared, **found}
+
+
+def _fits(task: Task, rows: Sequence[Any]) -> bool:
+    try:
+        task.check(rows)
+    except DataError:
+        return False
+    return True
 
 
 def _texts(plan: Plan) -> dict[str, list[str]]:
@@ -286,6 +300,7 @@ def _write_ort_adapters(
 def _show(report: Mapping[str, Any]) -> None:
     from adaptx.cli.show import print_table
     from adaptx.cli.verify import show_report
+    from adaptx.tasks.base import title
 
     show_report({way: report[way] for way in ("fp32", "int8") if way in report})
     if "dev" in report:
@@ -293,7 +308,9 @@ def _show(report: Mapping[str, Any]) -> None:
         for name, one in report["dev"].items():
             shares = [f"{one[way]:.3f}" for way in ("torch", "bundle")]
             drop, low, high = (f"{100 * one[key]:.2f}" for key in ("drop", "low", "high"))
-            rows.append((name, one["rows"], *shares, drop, f"{low} to {high}"))
-        columns = ("dev accuracy", "rows", "torch", "bundle", "drop in points", "95% interval")
+            rows.append(
+                (f"{name}, {title(one['metric'])}", one["rows"], *shares, drop, f"{low} to {high}")
+            )
+        columns = ("score on dev", "rows", "torch", "bundle", "drop in points", "95% interval")
         typer.echo()
         print_table(columns, rows)

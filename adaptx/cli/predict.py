@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from adaptx.cli.opening import NONE
 from adaptx.errors import OptionError, choices
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from adaptx.tasks import Prediction
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -104,7 +99,7 @@ def predict(
         _show(text, name, answer, more, as_json)
 
 
-Found = tuple[str | None, "Prediction | np.ndarray", dict[str, Any]]
+Found = tuple[str | None, Any, dict[str, Any]]
 
 
 def _in_torch(
@@ -155,21 +150,15 @@ def _of_bundle(
     return found
 
 
-def _show(
-    text: str,
-    name: str | None,
-    answer: Prediction | np.ndarray,
-    more: dict[str, Any],
-    as_json: bool,
-) -> None:
-    from adaptx.tasks import Prediction
+def _show(text: str, name: str | None, answer: Any, more: dict[str, Any], as_json: bool) -> None:
+    import numpy as np
 
     line: dict[str, Any] = {"text": text, "adapter": name}
-    if isinstance(answer, Prediction):
-        line |= {"label": answer.label, "score": answer.score, "scores": answer.scores}
-        short = f"{answer.label}\t{answer.score:.3f}"
-    else:
-        line["vector"] = [round(float(value), 6) for value in answer]
+    if isinstance(answer, np.ndarray):
+        line |= {"vector": [round(float(value), 6) for value in answer]}
         short = "vector\t[" + ", ".join(f"{v:.3f}" for v in answer[:4]) + f", … {len(answer)}]"
+    else:
+        line |= answer.to_json()
+        short = str(answer)
     line |= more
     typer.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{short}\t{text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,8 @@ EXAMPLES = """
   adaptx train --train train.jsonl -o adapters/ia3 --config ia3.json
 
   adaptx train --config many.yaml -o adapters
+
+  adaptx train --task token-classification --train train.conll --dev dev.conll -o adapters/sw-ner
 
   accelerate launch -m adaptx train --train big.csv.gz --dev dev.csv -o adapters/big --r 32
 
@@ -112,7 +115,21 @@ def train(
     use_rslora: Annotated[
         bool, typer.Option("--use-rslora", help="Scale alpha / sqrt(r).")
     ] = False,
-    pooling: Annotated[str, typer.Option("--pooling", help="mean or cls.")] = "mean",
+    task: Annotated[
+        str, typer.Option("--task", help="classification, token-classification …")
+    ] = "classification",
+    pooling: Annotated[
+        str | None, typer.Option("--pooling", help="mean or cls.", show_default="mean")
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--scheme", help="Of tags: bio, or plain (parts of speech).", show_default="bio"
+        ),
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Let an I- that continues nothing begin an entity.")
+    ] = False,
     epochs: Annotated[int, typer.Option("--epochs")] = 10,
     lr: Annotated[
         float | None,
@@ -134,9 +151,9 @@ def train(
         float, typer.Option("--smoothing", help="Label smoothing: the share all labels have alike.")
     ] = 0.0,
     metric: Annotated[
-        str,
-        typer.Option("--metric", help="On dev: accuracy, macro_f1, weighted_f1, dev_loss."),
-    ] = "accuracy",
+        str | None,
+        typer.Option("--metric", help="On dev: accuracy, macro_f1 …", show_default="the task's"),
+    ] = None,
     patience: Annotated[
         int | None, typer.Option("--patience", help="Stop after so many epochs without a gain.")
     ] = None,
@@ -191,15 +208,18 @@ def train(
         raise OptionError("--train is missing: a file with training data, or hf:….")
     _check_options(ctx, method, config, dev)
     from adaptx import storage
-    from adaptx.data.large import open_examples
-    from adaptx.tasks import Classification
+    from adaptx.data.large import open_records
+    from adaptx.data.streams import Columns
+    from adaptx.tasks import make_task
+    from adaptx.tasks.base import title
 
     storage.check_output(output, overwrite, "adapter")
     names = tuple(label.strip() for label in labels.split(",")) if labels else ()
-    columns: Any = {"text_column": text_column, "label_column": label_column}
-    train_rows = open_examples(train, **columns)
-    dev_rows = open_examples(dev, **columns) if dev else None
-    task = Classification(names, pooling).fit(train_rows, dev_rows or ())
+    columns = Columns(text_column, label_column)
+    asked = make_task(task, labels=names, pooling=pooling, scheme=scheme, repair=repair or None)
+    train_rows = open_records(train, asked.kind, columns)
+    dev_rows = open_records(dev, asked.kind, columns) if dev else None
+    fitted = asked.fit(train_rows, dev_rows or ())
 
     import adaptx as ax
     from adaptx.adapters.adapter import read_config
@@ -214,7 +234,7 @@ def train(
         "clip": clip, "smoothing": smoothing, "metric": metric, "patience": patience,
         "max_length": max_length, "seed": seed,
     }  # fmt: skip
-    plan = Settings(**settings)
+    plan = Settings(**settings).for_task(fitted)
     trackers = [tracker.strip() for tracker in track.split(",") if tracker.strip()]
     called = name or output.resolve().name
     if resume and run is None:
@@ -231,16 +251,16 @@ def train(
 
         steps = plan.epochs * -(-len(train_rows) // plan.batch_size)
         config_ = total_steps(chosen, steps)
-        adapter = ax.Adapter.new(opened, task, config_, max_length=max_length, **common)
+        adapter = ax.Adapter.new(opened, fitted, config_, max_length=max_length, **common)
         sites = f"{len(adapter.sites)} sites; " if adapter.sites else ""
-        some = [opened.prefix + row.text for row in train_rows[:1000]]
-        longest = max(map(len, opened.text.ids(some, max_length)))
+        some = adapter.windows(opened.text, fitted.inputs(train_rows[:1000]))
+        longest = max(len(window.ids) for windows in some for window in windows)
         typer.echo(
             f"Would train {adapter.name!r} ({adapter.facts.method}; {sites}"
             f"{WAYS[adapter.facts.way]}; {adapter.parameters_count:,} weights: "
             f"{adapter.parameters_count / opened.parameters:.2%} of the encoder's) on "
             f"{len(train_rows)} rows, of at most {longest} tokens among the first {len(some)}, "
-            f"{len(dev_rows or ())} dev rows, labels {', '.join(task.labels)}, prefix "
+            f"{len(dev_rows or ())} dev rows, {_labels(fitted.labels)}prefix "
             f"{opened.prefix!r}; {steps} steps; into {output}."
         )
         return
@@ -248,7 +268,7 @@ def train(
     try:
         adapter = ax.train(
             opened,
-            task,
+            fitted,
             chosen,
             train=train_rows,
             dev=dev_rows,
@@ -270,7 +290,9 @@ def train(
     if _main_process():
         adapter.save(output, overwrite=overwrite)
         best = adapter.facts.training["best"]
-        score = f", dev accuracy {best['accuracy']:.3f} (epoch {best['epoch']})" if best else ""
+        first = fitted.metrics[0]
+        said = f"dev {title(first)} {best[first]:.3f} (epoch {best['epoch']})" if best else ""
+        score = f", {said}" if said else ""
         typer.echo(
             f"Wrote {output}: {adapter.name} ({adapter.facts.method}; {WAYS[adapter.facts.way]})"
             f"{score}. Its log: {run}."
@@ -347,6 +369,10 @@ def _chosen(
         use_rslora=use_rslora,
         use_dora=method is Method.dora,
     )
+
+
+def _labels(labels: Sequence[str]) -> str:
+    return f"labels {', '.join(labels)}, " if labels else ""
 
 
 def _main_process() -> bool:

@@ -84,7 +84,11 @@ def _member(one: dict[str, Any]) -> Any:
     except (TypeError, ValueError) as error:
         raise OptionError(f"{one['name']}: lora: {error}") from None
     labels = one.get("labels") or ()
-    task = ax.tasks.Classification(tuple(labels), one.get("pooling", "mean"))
+    task = ax.tasks.make_task(
+        one.get("task", "classification"),
+        labels=tuple(labels),
+        **{key: one.get(key) for key in ("pooling", "scheme", "repair")},
+    )
     plain = ("language", "dev", "text_column", "label_column")
     return ax.Member(
         one["name"],

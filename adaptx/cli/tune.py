@@ -42,9 +42,12 @@ def tune(
     language: Annotated[str | None, typer.Option("--language", help="Such as sw.")] = None,
     epochs: Annotated[int, typer.Option("--epochs", help="Of the last rung.")] = 10,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Rows of a step.")] = 16,
+    task: Annotated[
+        str, typer.Option("--task", help="classification, token-classification …")
+    ] = "classification",
     metric: Annotated[
-        str, typer.Option("--metric", help="accuracy, macro_f1, weighted_f1, dev_loss.")
-    ] = "accuracy",
+        str | None, typer.Option("--metric", help="On dev.", show_default="the task's first")
+    ] = None,
     slots: Annotated[int, typer.Option("--slots", help="Trials that train at a time.")] = 8,
     precision: Annotated[
         str | None, typer.Option("--precision", help="no or bf16.", show_default="accelerate's")
@@ -67,15 +70,18 @@ def tune(
     from peft import LoraConfig
 
     import adaptx as ax
-    from adaptx.data.large import open_examples
+    from adaptx.data.large import open_records
+    from adaptx.evaluation.metrics import metric_of
     from adaptx.training.settings import Settings
     from adaptx.training.tune import combinations_of, rungs
     from adaptx.training.tune import tune as search
 
     settings = {"epochs": epochs, "batch_size": batch_size, "metric": metric, "seed": seed}
     Settings.of(settings)
-    rows = open_examples(train)
-    task = ax.tasks.Classification().fit(rows, open_examples(dev))
+    asked = ax.tasks.make_task(task)
+    rows = open_records(train, asked.kind)
+    fitted = asked.fit(rows, open_records(dev, asked.kind))
+    chosen = metric_of(fitted, metric)
     if slots < 1:
         raise OptionError(f"--slots {slots} must be at least 1.")
     opened = ax.Encoder.from_pretrained(encoder)
@@ -88,7 +94,7 @@ def tune(
         return
     found = search(
         opened,
-        task,
+        fitted,
         around,
         name=name or output.resolve().name,
         language=language,
@@ -105,7 +111,7 @@ def tune(
     if as_json:
         typer.echo(json.dumps(found.adapter.facts.training["search"]))
     else:
-        _show(found.trials, metric)
+        _show(found.trials, chosen)
         typer.echo(f"Wrote {output}.")
 
 

@@ -12,14 +12,13 @@ from array import array
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
-from adaptx.data.read import read_examples
 from adaptx.data.records import Example
 from adaptx.data.rows import strict
-from adaptx.data.streams import Columns, example_of, examples
+from adaptx.data.streams import CLASSIFICATION, STREAMS, Columns, example_of, examples
 from adaptx.data.tables import Line, ending, json_row, opened, table_header, tsv_row
 from adaptx.errors import DataError, choices
 
@@ -33,6 +32,22 @@ _MAYBE_BLANK = {
 }
 
 
+def open_records(source: str | Path, task: str, columns: Columns | None = None) -> Sequence[Any]:
+    """The records of a source as a task reads them (streams.STREAMS): a list or, of texts with
+    labels in a large JSONL or TSV file, IndexedExamples.
+
+    A bad row of a large file raises its DataError when it is met; any other at once.
+    """
+    columns, path = columns or Columns(), Path(source)
+    large = _can_be_indexed(path) and path.is_file() and path.stat().st_size > LARGE
+    if large and task == CLASSIFICATION:
+        return IndexedExamples(path, columns)
+    found = list(strict(STREAMS[task](source, columns)))
+    if not found:
+        raise DataError("the file has no rows.", source)
+    return found
+
+
 def open_examples(
     source: str | Path,
     *,
@@ -40,17 +55,9 @@ def open_examples(
     label_column: str | None = None,
     labelled: bool = True,
 ) -> Sequence[Example]:
-    """The examples of a source: a list or, of a large JSONL or TSV file, IndexedExamples.
-
-    A bad row of a large file raises its DataError when it is met, not here. Otherwise this is
-    `adaptx.data.read.read_examples`.
-    """
-    path = Path(source)
-    if _can_be_indexed(path) and path.is_file() and path.stat().st_size > LARGE:
-        return IndexedExamples(path, Columns(text_column, label_column, labelled=labelled))
-    return read_examples(
-        source, text_column=text_column, label_column=label_column, labelled=labelled
-    )
+    """The examples of a source: `open_records` of texts with labels."""
+    columns = Columns(text_column, label_column, labelled=labelled)
+    return open_records(source, CLASSIFICATION, columns)
 
 
 class IndexedExamples(Sequence[Example]):

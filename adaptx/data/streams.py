@@ -135,9 +135,15 @@ def _holds_lists(source: str | Path) -> bool:
     return str(source).startswith(HUB) or ending(source) in LISTS
 
 
+CLASSIFICATION = "classification"
+# The endings of a task's files, where they aren't those of any table.
+ENDINGS: Mapping[str, tuple[str, ...]] = {
+    "token-classification": (*CONLL, *LISTS),
+    "question-answering": (*SQUAD, *LISTS),
+}
 # What reads a task's data, by the task's name.
 STREAMS: Mapping[str, Callable[[str | Path, Columns], Iterator[Any]]] = {
-    "classification": examples,
+    CLASSIFICATION: examples,
     "token-classification": tagged,
     "question-answering": passages,
     "pairs": pairs,

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptx.data.encode import Batch, TextEncoder, check_texts
+from adaptx.data.encode import Batch, TextEncoder
+from adaptx.data.windows import Input, Window, whole
 from adaptx.encoder.bundled import check_bundled
 from adaptx.encoder.families import model_inputs
 from adaptx.encoder.fingerprint import FingerprintCache, fingerprint
@@ -29,7 +30,7 @@ from adaptx.encoder.opening import (
 )
 from adaptx.encoder.sites import Route, Site, checkpoint_contexts, plain_copy, routed, wrap_sites
 from adaptx.errors import OptionError
-from adaptx.tasks import Prediction
+from adaptx.tasks.base import TOKENS
 
 
 class RoutedAdapter(Protocol):
@@ -38,13 +39,8 @@ class RoutedAdapter(Protocol):
     model: nn.Module | None  # its own, where a bank can't hold it
 
     @property
-    def prefix(self) -> str:
-        """What goes before every text."""
-        ...
-
-    @property
-    def max_length(self) -> int | None:
-        """The tokens it reads at most; None: the encoder's own limit."""
+    def pooling(self) -> str:
+        """What becomes of token states: "mean", "cls", or "tokens", all of them."""
         ...
 
     def check_encoder(self, encoder: Encoder) -> None:
@@ -59,12 +55,18 @@ class RoutedAdapter(Protocol):
         """The adapters' bank, whose `route(slots)` makes a Route; adapter i is slot i + 1."""
         ...
 
-    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """One vector of each row's token states: `[B, S, H]`, `[B, S]` -> `[B, H]`."""
+    def windows(
+        self, text: TextEncoder, inputs: Sequence[Input], max_length: int | None = None
+    ) -> list[list[Window]]:
+        """How each input is read: in one window, or in several."""
         ...
 
-    def answer(self, pooled: Tensor) -> list[Prediction] | None:
-        """Predictions from pooled states `[B, H]`, or None without a head."""
+    def outputs(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """What token states come to: `[B, S, H]`, `[B, S]` -> `[B, L]`, or `[B, S, L]`."""
+        ...
+
+    def answer(self, one: Input, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Any:
+        """The answer to an input, from the outputs of its windows."""
         ...
 
 
@@ -196,67 +198,95 @@ class Encoder:
     @torch.inference_mode()
     def predict(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Input],
         adapters: RoutedAdapter | Sequence[RoutedAdapter | None] | None = None,
         *,
         batch_size: int = 32,
         max_length: int | None = None,
-    ) -> list[Prediction | np.ndarray]:
-        """An answer to each text, in order.
+    ) -> list[Any]:
+        """An answer to each text, in order; (question, passage) for a task that reads two.
 
         `adapters` is one adapter (or None) for all texts, or a list with one for each; a list of
         length 1 stands for all. Rows of different adapters share batches, but for adapters that
-        bring their own model. A row whose adapter has a head answers with a Prediction; any other
-        row with its pooled vector, fp32 `[H]`.
+        bring their own model. A row answers as its adapter's task does (a Prediction, Tags …);
+        without a task with its pooled vector, fp32 `[H]`.
         Raises FingerprintError for an adapter of another encoder.
         """
         rows = _per_row(texts, adapters)
         distinct = list({id(adapter): adapter for adapter in rows if adapter is not None}.values())
         for adapter in distinct:
             adapter.check_encoder(self)
-        check_texts(texts)
-        prefixed = [
-            (adapter.prefix if adapter else self.prefix) + text
-            for text, adapter in zip(texts, rows, strict=True)
-        ]
-        ids = self.text.ids(prefixed, max_length)
-        for i, own in enumerate(rows):
-            if own is not None and own.max_length and len(ids[i]) > own.max_length:
-                ids[i] = self.text.ids([prefixed[i]], own.max_length)[0]
-        answers: list[Prediction | np.ndarray] = [np.empty(0)] * len(texts)
+        windows = self._windows(texts, rows, max_length)
         banked = [adapter for adapter in distinct if adapter.model is None]
         bank = banked[0].bank(banked, self) if banked else None
         slots = {id(adapter): slot for slot, adapter in enumerate(banked, 1)}
         owners = [row if row is not None and row.model is not None else None for row in rows]
+        answers: list[Any] = [None] * len(texts)
+        outputs: list[dict[int, np.ndarray]] = [{} for _ in texts]
         for owner in {id(a): a for a in owners}.values():
-            places = np.array([i for i, a in enumerate(owners) if a is owner])
+            # (row, number of the window) of each window that runs here
+            places = [
+                (i, n) for i, a in enumerate(owners) if a is owner for n in range(len(windows[i]))
+            ]
             if owner is not None:
                 owner.to(self.device)  # a bank follows the encoder by itself
-            for batch in self.text.batches([ids[i] for i in places], batch_size):
-                chosen = [rows[i] for i in places[batch.rows]]
-                taken = [slots.get(id(adapter), 0) for adapter in chosen]
-                if len(set(taken)) == 1:
-                    taken = taken[:1]  # one slot for the batch: nothing to gather for each row
-                route = bank.route(taken) if bank and not owner else None
-                for place, answer in self._answers(batch, chosen, route):
-                    answers[places[batch.rows[place]]] = answer
+            for batch in self.text.batches([windows[i][n].ids for i, n in places], batch_size):
+                taken = [places[place] for place in batch.rows]
+                chosen = [rows[i] for i, _ in taken]
+                numbers = [slots.get(id(adapter), 0) for adapter in chosen]
+                if len(set(numbers)) == 1:
+                    numbers = numbers[:1]  # one slot for the batch: nothing to gather for each row
+                route = bank.route(numbers) if bank and not owner else None
+                found = self._outputs(batch, chosen, route)
+                for (i, n), output in zip(taken, found, strict=True):
+                    outputs[i][n] = output
+                    if len(outputs[i]) == len(windows[i]):
+                        ordered = [outputs[i].pop(k) for k in range(len(windows[i]))]
+                        owned = rows[i]
+                        answers[i] = (
+                            owned.answer(texts[i], windows[i], ordered) if owned else ordered[0]
+                        )
         return answers
 
-    def _answers(
+    def _windows(
+        self,
+        texts: Sequence[Input],
+        rows: Sequence[RoutedAdapter | None],
+        max_length: int | None,
+    ) -> list[list[Window]]:
+        """The windows of each text, as its own adapter reads it."""
+        groups: dict[int, list[int]] = {}
+        for i, adapter in enumerate(rows):
+            groups.setdefault(id(adapter), []).append(i)
+        found: list[list[Window]] = [[]] * len(texts)
+        for places in groups.values():
+            adapter, inputs = rows[places[0]], [texts[i] for i in places]
+            if adapter is None:
+                made = [[window] for window in whole(self.text, self.prefix, inputs, max_length)]
+            else:
+                made = adapter.windows(self.text, inputs, max_length)
+            for i, windows in zip(places, made, strict=True):
+                found[i] = windows
+        return found
+
+    def _outputs(
         self, batch: Batch, chosen: list[RoutedAdapter | None], route: Route | None
-    ) -> list[tuple[int, Prediction | np.ndarray]]:
+    ) -> list[np.ndarray]:
+        """What each window of a batch comes to, without its padding."""
         mask = torch.from_numpy(batch.attention_mask).to(self.device)
         input_ids = torch.from_numpy(batch.input_ids).to(self.device)
         own = chosen[0].model if chosen[0] else None
         states = self.hidden(input_ids, mask, route, own).float()
-        answers: list[tuple[int, Prediction | np.ndarray]] = []
+        lengths = batch.attention_mask.sum(1)
+        found: list[np.ndarray] = [np.empty(0)] * len(chosen)
         for adapter in {id(a): a for a in chosen}.values():
             places = [i for i, other in enumerate(chosen) if other is adapter]
-            pool = adapter.pool if adapter else mean_pool
-            pooled = pool(states[places], mask[places])
-            predictions = adapter.answer(pooled) if adapter else None
-            answers += zip(places, predictions or list(pooled.cpu().numpy()), strict=True)
-        return answers
+            outputs = adapter.outputs if adapter else mean_pool
+            numbers = outputs(states[places], mask[places]).cpu().numpy()
+            ragged = adapter is not None and adapter.pooling == TOKENS
+            for i, output in zip(places, numbers, strict=True):
+                found[i] = output[: lengths[i]] if ragged else output
+        return found
 
     def merged_model(self, deltas: dict[str, Tensor]) -> nn.Module:
         """A copy of the plain AutoModel with `deltas` `[out, in]` added to its Linears."""
@@ -270,7 +300,7 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def _per_row(
-    texts: Sequence[str], adapters: RoutedAdapter | Sequence[RoutedAdapter | None] | None
+    texts: Sequence[Input], adapters: RoutedAdapter | Sequence[RoutedAdapter | None] | None
 ) -> list[RoutedAdapter | None]:
     if isinstance(texts, str):
         raise OptionError("texts must be a list of texts, not one text.")

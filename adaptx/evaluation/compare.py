@@ -113,6 +113,55 @@ def paired_bootstrap(
     )
 
 
+def paired_ratio(
+    a: tuple[np.ndarray, np.ndarray],
+    b: tuple[np.ndarray, np.ndarray],
+    *,
+    metric: str,
+    groups: np.ndarray | Sequence[Any] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """The same for a score that is a sum over rows divided by another, as a span's F1 is.
+
+    `a` and `b` are (numerators, denominators), each `[N]`, of the same rows; a sum of 0 below makes
+    a score of 0.
+    """
+    sums_4N = np.array([*a, *b], dtype=np.float64)
+    rows = sums_4N.shape[1]
+    groups_N = np.zeros(rows, np.int64) if groups is None else np.asarray(groups)
+    if not rows or groups_N.shape != (rows,):
+        raise OptionError(f"A paired comparison needs the same rows: {rows}, {len(groups_N)}.")
+    groups_N = np.unique(groups_N, return_inverse=True)[1]
+
+    def difference(counts_RN: np.ndarray) -> np.ndarray:
+        above_a, below_a, above_b, below_b = sums_4N @ counts_RN.T
+        return _share(above_a, below_a) - _share(above_b, below_b)
+
+    generator, ones_N = np.random.default_rng(seed), np.ones(rows)
+    step = max(1, _AT_ONCE // rows)
+    found_R = np.concatenate(
+        [
+            difference(_draw(generator, ones_N, groups_N, min(step, resamples - start)))
+            for start in range(0, resamples, step)
+        ]
+    )
+    low, high = np.quantile(found_R, [0.025, 0.975])
+    return Difference(
+        metric=metric,
+        difference=float(difference(ones_N[None])[0]),
+        low=float(low),
+        high=float(high),
+        not_above_zero=float((found_R <= _ZERO).mean()),
+        rows=rows,
+        resamples=resamples,
+    )
+
+
+def _share(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
 def _draw(
     generator: np.random.Generator, counts_K: np.ndarray, groups_K: np.ndarray, resamples: int
 ) -> np.ndarray:

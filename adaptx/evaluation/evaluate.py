@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from adaptx.data.read import Example
 from adaptx.errors import LabelSetsDiffer, OptionError, choices
-from adaptx.evaluation.report import Report
+from adaptx.evaluation.report import AnyReport, report_of
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
@@ -19,29 +16,26 @@ if TYPE_CHECKING:
 def evaluate(
     encoder: Encoder,
     adapter: Adapter,
-    examples: Sequence[Example],
+    records: Sequence[Any],
     *,
     labels: Sequence[str] | None = None,
     batch_size: int = 32,
-) -> Report:
-    """Answer labelled rows with an adapter; returns the answers beside the labels.
+) -> AnyReport:
+    """Answer labelled records with an adapter; returns the answers beside the labels.
 
-    `labels` sets the order that the report counts in; without it the adapter's own. Adapters with
-    the same labels in another order can so be compared. Raises OptionError for an adapter without
-    a head, DataError for a label that it can't answer, LabelSetsDiffer for `labels` that aren't its
-    own.
+    `labels` sets the order that a report of classification counts in; without it the adapter's own.
+    Adapters with the same labels in another order can so be compared. Raises OptionError for an
+    adapter without a task, DataError for a label that it can't answer, LabelSetsDiffer for `labels`
+    that aren't its own.
     """
     task = adapter.task
     if task is None:
         raise no_head(adapter.name)
     names = tuple(labels or task.labels)
     check_labels({"the labels asked for": names, adapter.name: task.labels})
-    targets = task.targets(examples)
-    answers = encoder.predict([row.text for row in examples], adapter, batch_size=batch_size)
-    place = {label: i for i, label in enumerate(names)}
-    order = np.array([place[label] for label in task.labels])
-    predicted = np.array([place[answer.label] for answer in answers], dtype=np.int64)
-    return Report(names, order[targets], predicted)
+    task.check(records)
+    answers = encoder.predict(task.inputs(records), adapter, batch_size=batch_size)
+    return report_of(task, records, answers, names)
 
 
 def no_head(name: str) -> OptionError:

@@ -1,12 +1,68 @@
-"""Scores of predictions against labels (scikit-learn's definitions)."""
+"""Scores of answers, by task (scikit-learn's, seqeval's and SQuAD's definitions).
+
+Most are a sum over rows divided by another: a `Tally` has both by row, which is what intervals are
+drawn from. N rows.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-METRICS = ("accuracy", "macro_f1", "weighted_f1")
+from adaptx.errors import OptionError, choices
+from adaptx.evaluation.spans import Tally, span_tally, word_tally
+from adaptx.tasks import Classification, Task, TokenClassification
+from adaptx.tasks.base import TITLES, title
+
+METRICS = ("accuracy", "macro_f1", "weighted_f1")  # of one label a row
+DEV_LOSS = "dev_loss"
+
+
+def metric_of(task: Task, asked: str | None) -> str:
+    """The metric asked for, or the task's first; OptionError for one that the task hasn't."""
+    if asked is not None and asked not in (*task.metrics, DEV_LOSS):
+        raise OptionError(
+            f"metric={asked!r} is none of {choices((*task.metrics, DEV_LOSS))}, those of "
+            f"{task.kind}."
+        )
+    return asked or task.metrics[0]
+
+
+def task_scores(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> dict[str, float]:
+    """The task's metrics of answers to records."""
+    if isinstance(task, Classification):
+        return classification_scores(task.targets(records), predicted(task, answers))
+    return {name: ratio(*both) for name, both in tally(task, records, answers).items()}
+
+
+def predicted(task: Task, answers: Sequence[Any]) -> np.ndarray:
+    """int64 `[N]`: which of the task's labels each answer is."""
+    index = {label: i for i, label in enumerate(task.labels)}
+    return np.array([index[answer.label] for answer in answers], np.int64)
+
+
+def tally(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> Tally:
+    """Each metric's numerator and denominator by row, of a task that isn't classification."""
+    if isinstance(task, TokenClassification):
+        spans = span_tally(records, answers) if task.scheme == "bio" else {}
+        return spans | word_tally(records, answers)
+    raise OptionError(f"The task {task.kind!r} has no metrics.")
+
+
+def tally_by_label(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> dict[str, Tally]:
+    """The same for each label that has scores of its own."""
+    if isinstance(task, TokenClassification) and task.scheme == "bio":
+        kinds = dict.fromkeys(label[2:] for label in task.labels if label != "O")
+        return {kind: span_tally(records, answers, kind) for kind in kinds}
+    return {}
+
+
+def ratio(above_N: np.ndarray, below_N: np.ndarray) -> float:
+    """The sums' ratio; 0 where there is nothing to divide by."""
+    below = float(below_N.sum())
+    return float(above_N.sum()) / below if below else 0.0
 
 
 def classification_scores(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -28,4 +84,4 @@ def classification_scores(targets: np.ndarray, predicted: np.ndarray) -> dict[st
 
 def score_line(scores: dict[str, Any]) -> str:
     """`accuracy 0.794  macro F1 0.781  weighted F1 0.792`."""
-    return "  ".join(f"{name.replace('_f1', ' F1')} {scores[name]:.3f}" for name in METRICS)
+    return "  ".join(f"{title(name)} {scores[name]:.3f}" for name in scores if name in TITLES)

@@ -15,6 +15,7 @@ import numpy as np
 
 from adaptx.evaluation.report import Report
 from adaptx.evaluation.side_by_side import ALL, SideBySide
+from adaptx.tasks.base import title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ HATCHES = ("", "//", "..", "xx")  # a ninth adapter has the first's colour, and 
 _LONGEST = 30  # characters of a name
 _COUNTED = 40  # labels up to which a matrix shows its counts
 _DARK = "#333333"
+COMMONEST = "always the commonest label"
 
 
 def confusion_plot(report: Report, path: Path, adapter: str, language: str) -> None:
@@ -59,8 +61,8 @@ def confusion_plot(report: Report, path: Path, adapter: str, language: str) -> N
 
 
 def scores_plot(compared: SideBySide, path: Path) -> None:
-    """Write the accuracy by language, a bar for each adapter, with its 95% interval."""
-    adapters, languages = compared.adapters, compared.languages
+    """Write the first metric by language, a bar for each adapter, with its 95% interval."""
+    adapters, languages, metric = compared.adapters, compared.languages, compared.metrics[0]
     families, names = _drawable([*adapters, *languages])
     width = max(5.0, 1.4 + len(languages) * (0.5 + 0.35 * len(adapters)))
     with _figure(path, families, min(width, 60), 4.4 + 0.22 * len(adapters)) as figure:
@@ -70,7 +72,7 @@ def scores_plot(compared: SideBySide, path: Path) -> None:
         bar = min(0.8 / len(adapters), 0.45)
         for i, adapter in enumerate(adapters):
             reports = [compared.report(adapter, language) for language in languages]
-            scores = np.array([report.scores["accuracy"] for report in reports])
+            scores = np.array([report.scores[metric] for report in reports])
             low, high = np.array([report.interval for report in reports]).T
             axes.bar(
                 places + (i - (len(adapters) - 1) / 2) * bar,
@@ -84,28 +86,34 @@ def scores_plot(compared: SideBySide, path: Path) -> None:
                 label=names[i],
             )
         reports = [compared.report(adapters[0], language) for language in languages]
-        axes.hlines(
-            [report.commonest for report in reports],
-            places - 0.46,
-            places + 0.46,
-            color=_DARK,
-            linestyle=(0, (3, 2)),
-            linewidth=1.2,
-            label="always the commonest label",
-        )
+        if commonest := [report.commonest for report in reports if isinstance(report, Report)]:
+            axes.hlines(
+                commonest,
+                places - 0.46,
+                places + 0.46,
+                color=_DARK,
+                linestyle=(0, (3, 2)),
+                linewidth=1.2,
+                label=COMMONEST,
+            )
         named = zip(names[len(adapters) :], reports, strict=True)
         axes.set_xticks(places, [f"{name}\n{report.rows} rows" for name, report in named])
         axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
         axes.set_ylim(0, 1)
-        axes.set_ylabel("accuracy")
+        axes.set_ylabel(title(metric))
         axes.grid(axis="y", color="#dddddd", linewidth=0.8)
         axes.tick_params(axis="x", length=0)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        figure.suptitle("Accuracy by language, with 95% intervals")
-        (line, *bars), (always, *shown) = axes.get_legend_handles_labels()
-        handles, columns = ([*bars, line], [*shown, always]), min(4, len(bars) + 1)
-        figure.legend(*handles, loc="outside lower center", ncols=columns, frameon=False)
+        name = title(metric)
+        figure.suptitle(f"{name[0].upper()}{name[1:]} by language, with 95% intervals")
+        keys = sorted(
+            zip(*axes.get_legend_handles_labels(), strict=True), key=lambda one: one[1] == COMMONEST
+        )
+        handles, shown = zip(*keys, strict=True)
+        figure.legend(
+            handles, shown, loc="outside lower center", ncols=min(4, len(keys)), frameon=False
+        )
 
 
 @contextmanager

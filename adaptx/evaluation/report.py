@@ -1,6 +1,6 @@
 """How one adapter did on one data set: its answers beside the labels, and what follows from them.
 
-Dimensions: N rows, L labels.
+`Report` is of one label a row, `AnswersReport` of any other task. N rows, L labels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 
 from adaptx.errors import OptionError
-from adaptx.evaluation.metrics import classification_scores
+from adaptx.evaluation.compare import Difference, paired_bootstrap, paired_ratio
+from adaptx.evaluation.metrics import (
+    METRICS,
+    Tally,
+    classification_scores,
+    predicted,
+    ratio,
+    tally,
+    tally_by_label,
+)
+from adaptx.tasks import Classification, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +48,22 @@ class Report:
                 f"labels and {list(self.predicted.shape)} answers."
             )
 
-    @classmethod
-    def pooled(cls, reports: Sequence[Report]) -> Report:
-        """All rows of several reports, which share their labels, as one."""
-        return cls(
-            reports[0].labels,
-            np.concatenate([report.targets for report in reports]),
-            np.concatenate([report.predicted for report in reports]),
+    metrics = METRICS
+
+    def with_others(self, reports: Sequence[Report]) -> Report:
+        """Its rows and those of other reports, which share its labels, as one."""
+        return Report(
+            self.labels,
+            np.concatenate([self.targets, *(report.targets for report in reports)]),
+            np.concatenate([self.predicted, *(report.predicted for report in reports)]),
+        )
+
+    def less(
+        self, other: Report, metric: str = "accuracy", groups: np.ndarray | None = None
+    ) -> Difference:
+        """Its score less another's on the same rows (see paired_bootstrap)."""
+        return paired_bootstrap(
+            self.targets, self.predicted, other.predicted, metric=metric, groups=groups
         )
 
     @property
@@ -100,8 +119,103 @@ class Report:
         return {
             "rows": self.rows,
             **self.scores,
-            "accuracy_interval": list(self.interval),
+            "interval": list(self.interval),
             "commonest": self.commonest,
             "labels": self.by_label,
             "confusion": self.confusion.tolist(),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class AnswersReport:
+    """Answers beside records, of a task whose scores are sums over rows, divided (metrics.Tally).
+
+    Raises OptionError when there are no rows, or not as many answers as records.
+    """
+
+    task: Task
+    records: Sequence[Any]
+    answers: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        if len(self.records) != len(self.answers) or not len(self.records):
+            raise OptionError(
+                f"A report needs one answer for each row: there are {len(self.records)} rows and "
+                f"{len(self.answers)} answers."
+            )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The task's; the first has the interval."""
+        return self.task.metrics
+
+    def with_others(self, reports: Sequence[AnswersReport]) -> AnswersReport:
+        """Its rows and those of other reports of the same task, as one."""
+        every = (self, *reports)
+        records = [record for report in every for record in report.records]
+        return AnswersReport(self.task, records, [a for report in every for a in report.answers])
+
+    def less(
+        self, other: AnswersReport, metric: str, groups: np.ndarray | None = None
+    ) -> Difference:
+        """Its score less another's on the same rows (see paired_ratio)."""
+        mine, theirs = self.tally[metric], other.tally[metric]
+        return paired_ratio(mine, theirs, metric=metric, groups=groups)
+
+    @property
+    def rows(self) -> int:
+        """How many records were answered."""
+        return len(self.records)
+
+    @cached_property
+    def tally(self) -> Tally:
+        """Each metric's numerator and denominator by row."""
+        return tally(self.task, self.records, self.answers)
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """The task's metrics."""
+        return {name: ratio(*both) for name, both in self.tally.items()}
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the first metric: the bootstrap over rows."""
+        both = self.tally[self.metrics[0]]
+        nothing = (np.zeros(self.rows), np.ones(self.rows))
+        found = paired_ratio(both, nothing, metric=self.metrics[0])
+        return found.low, found.high
+
+    @cached_property
+    def by_label(self) -> dict[str, dict[str, float]]:
+        """precision, recall, f1 and rows (gold entities) of each label that has them."""
+        return {
+            label: {
+                **{name: ratio(*both) for name, both in found.items()},
+                "rows": int(found["recall"][1].sum()),
+            }
+            for label, found in tally_by_label(self.task, self.records, self.answers).items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the rows themselves."""
+        return {
+            "rows": self.rows,
+            **self.scores,
+            "interval": list(self.interval),
+            "labels": self.by_label,
+        }
+
+
+AnyReport = Report | AnswersReport
+
+
+def report_of(
+    task: Task, records: Sequence[Any], answers: Sequence[Any], labels: Sequence[str] | None = None
+) -> AnyReport:
+    """The report of a task's answers; `labels` as in `evaluate`."""
+    if not isinstance(task, Classification):
+        return AnswersReport(task, records, answers)
+    names = tuple(labels or task.labels)
+    place = {label: i for i, label in enumerate(names)}
+    order = np.array([place[label] for label in task.labels])
+    return Report(names, order[task.targets(records)], order[predicted(task, answers)])

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from adaptx.evaluation.compare import Difference, paired_bootstrap
-from adaptx.evaluation.metrics import METRICS
-from adaptx.evaluation.report import Report
+from adaptx.evaluation.compare import Difference
+from adaptx.evaluation.report import AnyReport
 
 ALL = "all"  # the rows of every language together
 
@@ -19,7 +18,7 @@ ALL = "all"  # the rows of every language together
 class SideBySide:
     """`reports[adapter][language]`: every adapter on the same rows, in one order of labels."""
 
-    reports: Mapping[str, Mapping[str, Report]]
+    reports: Mapping[str, Mapping[str, Any]]
 
     @property
     def adapters(self) -> list[str]:
@@ -32,19 +31,30 @@ class SideBySide:
         names = list(self.reports[self.adapters[0]])
         return names if len(names) == 1 else [*names, ALL]
 
-    def report(self, adapter: str, language: str) -> Report:
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the scores; the first is the one that is drawn, with its interval."""
+        found: tuple[str, ...] = next(iter(self.reports[self.adapters[0]].values())).metrics
+        return found
+
+    def report(self, adapter: str, language: str) -> AnyReport:
         """One adapter on one data set, or on ALL."""
         reports = self.reports[adapter]
-        return Report.pooled(list(reports.values())) if language == ALL else reports[language]
+        if language != ALL:
+            found: AnyReport = reports[language]
+            return found
+        first, *others = reports.values()
+        pooled: AnyReport = first.with_others(others)
+        return pooled
 
-    def difference(self, adapter: str, language: str, metric: str = "accuracy") -> Difference:
+    def difference(self, adapter: str, language: str, metric: str | None = None) -> Difference:
         """An adapter's score less the first adapter's; for ALL, rows are drawn by language."""
-        first, other = self.report(self.adapters[0], language), self.report(adapter, language)
+        first: Any = self.report(self.adapters[0], language)
+        other: Any = self.report(adapter, language)
         sizes = [report.rows for report in self.reports[adapter].values()]
         groups = np.repeat(np.arange(len(sizes)), sizes) if language == ALL else None
-        return paired_bootstrap(
-            first.targets, other.predicted, first.predicted, metric=metric, groups=groups
-        )
+        found: Difference = other.less(first, metric or self.metrics[0], groups)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Every report, and every difference to the first adapter, by adapter and language."""
@@ -58,7 +68,7 @@ class SideBySide:
                 "differences_to_first": {
                     language: {
                         metric: self.difference(adapter, language, metric).to_json()
-                        for metric in METRICS
+                        for metric in self.metrics
                     }
                     for language in self.languages
                     if adapter != first

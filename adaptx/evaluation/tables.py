@@ -8,41 +8,43 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptx.evaluation.side_by_side import ALL
+from adaptx.tasks.base import TITLES, title
 
 
 def show_tables(result: dict[str, Any], console: Console) -> None:
     """Print what `SideBySide.to_json` counted: scores by language, then by label."""
     console.print(_by_language(result))
-    console.print(_by_label(result))
+    if any(one["labels"] for one in next(iter(result.values()))["languages"].values()):
+        console.print(_by_label(result))
 
 
 def _by_language(result: dict[str, Any]) -> Table:
     first = next(iter(result))
+    reports = result[first]["languages"]
+    names = [name for name in next(iter(reports.values())) if name in TITLES]
     table = _table("By language; in brackets 95% intervals")
     for name in ("data", "adapter"):
         table.add_column(name, overflow="fold")
-    for name in ("rows", "accuracy", "macro F1", "weighted F1"):
+    for name in ("rows", *map(title, names)):
         table.add_column(name, justify="right")
     if len(result) > 1:
-        table.add_column(f"accuracy, less {first}'s", justify="right", overflow="fold")
-    for language in result[first]["languages"]:
+        table.add_column(f"{title(names[0])}, less {first}'s", justify="right", overflow="fold")
+    for language in reports:
         table.add_section()
         for adapter, found in result.items():
             report = found["languages"][language]
-            low, high = report["accuracy_interval"]
+            low, high = report["interval"]
             line = [
                 language,
                 adapter,
                 str(report["rows"]),
-                f"{report['accuracy']:.3f} ({low:.3f} to {high:.3f})",
-                f"{report['macro_f1']:.3f}",
-                f"{report['weighted_f1']:.3f}",
+                f"{report[names[0]]:.3f} ({low:.3f} to {high:.3f})",
+                *(f"{report[name]:.3f}" for name in names[1:]),
             ]
             if less := found["differences_to_first"].get(language):
-                accuracy = less["accuracy"]
+                chief = less[names[0]]
                 line += [
-                    f"{accuracy['difference']:+.3f} ({accuracy['low']:+.3f} to "
-                    f"{accuracy['high']:+.3f})"
+                    f"{chief['difference']:+.3f} ({chief['low']:+.3f} to {chief['high']:+.3f})"
                 ]
             table.add_row(*line)
     return table

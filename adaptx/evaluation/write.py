@@ -2,8 +2,8 @@
 
 adaptx.json                                the manifest
 report.json                                every score, confusion matrix and difference
-scores.png                                 accuracy by language, a bar for each adapter
-confusion-<data>-<place>-<adapter>.png     one for each adapter and data set
+scores.png                                 the first metric by language, a bar for each adapter
+confusion-<data>-<place>-<adapter>.png     one for each adapter and data set, of labels
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from adaptx import storage
 from adaptx.adapters.folder import record_evaluation
+from adaptx.evaluation.report import Report
 from adaptx.evaluation.side_by_side import SideBySide
 
 
@@ -29,9 +30,12 @@ def write_evaluation(
         scores_plot(compared, made / "scores.png")
         for language in compared.languages:
             for place, adapter in enumerate(compared.adapters, 1):
+                report = compared.report(adapter, language)
+                if not isinstance(report, Report):
+                    continue
                 slug = re.sub(r"[^\w.-]+", "_", adapter)[-60:]
                 path = made / f"confusion-{language}-{place}-{slug}.png"
-                confusion_plot(compared.report(adapter, language), path, adapter, language)
+                confusion_plot(report, path, adapter, language)
         storage.write_manifest(made, "evaluation", {})
 
 

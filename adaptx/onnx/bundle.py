@@ -12,7 +12,6 @@ import onnx
 
 from adaptx import storage
 from adaptx.adapters.adapter import Adapter
-from adaptx.data.read import Example
 from adaptx.encoder.encoder import Encoder
 from adaptx.encoder.families import is_bert_shaped
 from adaptx.errors import OptionError, SiteError, choices
@@ -56,7 +55,7 @@ def export(
     quantize: str = "int8",
     bank: str | None = None,
     sites: Sequence[str] | None = None,
-    dev: Mapping[str, Sequence[Example]] | None = None,
+    dev: Mapping[str, Sequence[Any]] | None = None,
     max_drop: float = MAX_DROP,
     vocabulary: Cut | None = None,
     overwrite: bool = False,
@@ -219,8 +218,8 @@ def chosen_sites(
 
 
 def checked_dev(
-    adapters: Sequence[Adapter], dev: Mapping[str, Sequence[Example]]
-) -> Mapping[str, Sequence[Example]]:
+    adapters: Sequence[Adapter], dev: Mapping[str, Sequence[Any]]
+) -> Mapping[str, Sequence[Any]]:
     """`dev`, after every adapter that it names has been checked to have those labels."""
     by_name = {adapter.name: adapter for adapter in adapters}
     for name, rows in dev.items():
@@ -228,10 +227,10 @@ def checked_dev(
             raise OptionError(f"dev names no adapter {name!r}; there is {choices(by_name)}.")
         task = by_name[name].task
         if task is None:
-            raise OptionError(f"Adapter {name!r} has no head: there is nothing to score on dev.")
+            raise OptionError(f"Adapter {name!r} has no task: there is nothing to score on dev.")
         if not rows:
             raise OptionError(f"dev has no rows for adapter {name!r}.")
-        task.targets(rows)
+        task.check(rows)
     return dev
 
 

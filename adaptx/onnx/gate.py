@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from adaptx.adapters.adapter import Adapter
-from adaptx.data.records import Example
 from adaptx.encoder.encoder import Encoder, mean_pool
 from adaptx.encoder.families import model_inputs
 from adaptx.errors import ParityError
-from adaptx.evaluation.compare import paired_bootstrap
+from adaptx.evaluation.report import report_of
 from adaptx.onnx.probe_texts import PROBE_TEXTS
 from adaptx.runtime.runtime import Runtime
 from adaptx.runtime.verify import BOUNDS, PLAIN, Probe, compare_vectors, failures, verify
+from adaptx.tasks.base import TOKENS, title
 
 ROWS = 16  # at once in torch
 
@@ -40,9 +40,13 @@ def probe(encoder: Encoder, adapters: Sequence[Adapter]) -> Probe:
 def torch_pooled(
     encoder: Encoder, adapter: Adapter | None, ids: Sequence[Sequence[int]], *, merged: bool = False
 ) -> np.ndarray:
-    """Pooled states fp32 `[N, H]`: of the plain encoder, with an adapter in the bank, or merged."""
+    """Pooled states fp32 `[N, H]`: of the plain encoder, with an adapter in the bank, or merged.
+
+    An adapter whose task reads every token's state has as many for a text as it has tokens.
+    """
     model = adapter.merged_model(encoder).eval() if adapter is not None and merged else None
-    found = np.zeros((len(ids), encoder.hidden_size), np.float32)
+    ragged = adapter is not None and adapter.pooling == TOKENS
+    found: list[np.ndarray] = [np.empty(0)] * len(ids)
     for batch in encoder.text.batches(ids, ROWS):
         input_ids = torch.from_numpy(batch.input_ids).to(encoder.device)
         mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
@@ -53,8 +57,12 @@ def torch_pooled(
         else:
             hidden = encoder.hidden(input_ids, mask)
         pooled = adapter.pool(hidden, mask) if adapter is not None else mean_pool(hidden, mask)
-        found[batch.rows] = pooled.float().cpu().numpy()
-    return found
+        lengths = batch.attention_mask.sum(1)
+        for row, state, length in zip(
+            batch.rows, pooled.float().cpu().numpy(), lengths, strict=True
+        ):
+            found[row] = state[:length] if ragged else state[None]
+    return np.concatenate(found)
 
 
 @torch.inference_mode()
@@ -89,34 +97,36 @@ def check_merged(differences: Mapping[str, float]) -> None:
 
 
 def check_drop(
-    encoder: Encoder, runtime: Runtime, adapter: Adapter, rows: Sequence[Example], budget: float
+    encoder: Encoder, runtime: Runtime, adapter: Adapter, rows: Sequence[Any], budget: float
 ) -> dict[str, Any]:
-    """Accuracy on labelled rows in torch and in the bundle, and the drop with its 95% interval.
+    """The task's first metric on labelled rows in torch and in the bundle, and the drop with its
+    95% interval.
 
     The rows must be the adapter's. "failed" says when even the lower end of the interval is above
     the budget (a share of the rows).
     """
-    assert adapter.task is not None
-    texts, targets = [row.text for row in rows], adapter.task.targets(rows)
-    index = {label: i for i, label in enumerate(adapter.task.labels)}
-    answers: list[Any] = encoder.predict(texts, adapter)
-    served = runtime.predict(texts, adapter.name)
-    in_torch = np.array([index[answer.label] for answer in answers])
-    in_bundle = np.array([index[a.prediction.label] for a in served if a.prediction])
-    found = paired_bootstrap(targets, in_torch, in_bundle)
+    task = adapter.task
+    assert task is not None
+    task.check(rows)
+    inputs = task.inputs(rows)
+    in_torch: Any = report_of(task, rows, encoder.predict(inputs, adapter))
+    served = [answer.prediction for answer in runtime.predict(inputs, adapter.name)]
+    in_bundle: Any = report_of(task, rows, served)
+    metric = task.metrics[0]
+    found = in_torch.less(in_bundle, metric)
     report: dict[str, Any] = {
         "rows": len(rows),
-        "torch": float((in_torch == targets).mean()),
-        "bundle": float((in_bundle == targets).mean()),
-        "same_label": float((in_torch == in_bundle).mean()),
+        "metric": metric,
+        "torch": in_torch.scores[metric],
+        "bundle": in_bundle.scores[metric],
         "drop": found.difference,
         "low": found.low,
         "high": found.high,
     }
     if found.low > budget:
         report["failed"] = (
-            f"accuracy on dev falls by {found.difference:.1%} (95% interval from {found.low:.1%}), "
-            f"budget {budget:.1%}"
+            f"{title(metric)} on dev falls by {found.difference:.1%} (95% interval from "
+            f"{found.low:.1%}), budget {budget:.1%}"
         )
     return report
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from adaptx import storage
 from adaptx.adapters.adapter import Adapter
-from adaptx.data.read import Example, read_examples
+from adaptx.data.large import open_records
 from adaptx.encoder.encoder import Encoder
 from adaptx.encoder.families import model_inputs
 from adaptx.errors import MissingExtra, OptionError, choices
@@ -28,6 +28,15 @@ from adaptx.onnx.probe_texts import PROBE_TEXTS
 
 QUANTIZATIONS = ("int8",)
 MODEL = "model.onnx"
+# Tasks by their names on the Hub, and the class and pipeline that open each.
+LABELS, TAGS = "text-classification", "token-classification"
+ANSWERS, VECTORS = "question-answering", "feature-extraction"
+CLASSES = {
+    LABELS: "ORTModelForSequenceClassification",
+    TAGS: "ORTModelForTokenClassification",
+    ANSWERS: "ORTModelForQuestionAnswering",
+    VECTORS: "ORTModelForFeatureExtraction",
+}
 
 
 def export_merged(
@@ -36,7 +45,7 @@ def export_merged(
     output: str | Path,
     *,
     quantize: str | None = None,
-    dev: str | Path | Sequence[Example] | None = None,
+    dev: str | Path | Sequence[Any] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the merged model of `adapter` to the folder `output`; returns the parity report.
@@ -47,15 +56,12 @@ def export_merged(
     """
     if quantize is not None and quantize not in QUANTIZATIONS:
         raise OptionError(f"quantize={quantize!r} is none of {choices(QUANTIZATIONS)}.")
-    if adapter.head is None or adapter.task is None:
-        raise OptionError(
-            f"Adapter {adapter.name!r} has no head: there is no classifier to export."
-        )
+    if adapter.task is None:
+        raise OptionError(f"Adapter {adapter.name!r} has no task: there is nothing to export.")
     adapter.check_encoder(encoder)
     storage.check_output(output, overwrite, "merged")
-    rows = read_examples(dev) if isinstance(dev, (str, Path)) else list(dev or ())
-    if rows:
-        adapter.task.targets(rows)
+    rows = open_records(dev, adapter.task.kind) if isinstance(dev, (str, Path)) else dev or ()
+    adapter.task.check(rows)
     with storage.new_folder(output, overwrite=overwrite, kind="merged") as made:
         write_merged(encoder, adapter, made)
         if quantize == "int8":
@@ -77,7 +83,7 @@ def export_merged(
 
 
 class _Merged(nn.Module):
-    """int64 `[B, S]` input_ids and attention_mask -> logits fp32 `[B, L]`."""
+    """int64 `[B, S]` input_ids and attention_mask -> what transformers' model of the task gives."""
 
     def __init__(self, encoder: Encoder, adapter: Adapter):
         super().__init__()
@@ -85,19 +91,30 @@ class _Merged(nn.Module):
         head = copy.deepcopy(adapter.head)
         self.adapter = Adapter(adapter.facts, None, head, adapter.task).cpu()
         self.config = _config(encoder, adapter)
+        assert adapter.task is not None
+        self.task = adapter.task
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         hidden = self.model(**model_inputs(self.config, input_ids, attention_mask))[0]
-        return {"logits": self.adapter.logits(hidden, attention_mask)}
+        hub = self.task.hub
+        if hub == VECTORS:
+            return {"last_hidden_state": hidden}
+        outputs = self.adapter.outputs(hidden, attention_mask)
+        if hub == ANSWERS:
+            return {"start_logits": outputs[..., 0], "end_logits": outputs[..., 1]}
+        return {"logits": outputs}
 
 
 def _config(encoder: Encoder, adapter: Adapter) -> Any:
     assert adapter.task is not None
     config = copy.deepcopy(encoder.config)
     config.architectures = None
-    config.id2label = dict(enumerate(adapter.task.labels))
-    config.label2id = {label: i for i, label in enumerate(adapter.task.labels)}
-    config.problem_type = "single_label_classification"
+    if adapter.task.chooses or adapter.task.hub == LABELS:
+        config.id2label = dict(enumerate(adapter.task.labels))
+        config.label2id = {label: i for i, label in enumerate(adapter.task.labels)}
+    if adapter.task.hub == LABELS:
+        single = adapter.task.chooses
+        config.problem_type = f"{'single' if single else 'multi'}_label_classification"
     return config
 
 
@@ -110,10 +127,11 @@ def write_merged(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
         raise MissingExtra("optimum-onnx", "export", "The merged export") from error
 
     merged = _Merged(encoder, adapter).eval()
+    task = merged.task.hub
     made_for = TasksManager.get_exporter_config_constructor(
         "onnx",
         model_type=encoder.config.model_type,
-        task="text-classification",
+        task=task,
         library_name="transformers",
     )
 
@@ -128,7 +146,7 @@ def write_merged(encoder: Encoder, adapter: Adapter, folder: Path) -> None:
         warnings.simplefilter("ignore")  # the tracer warns of Python values that don't vary here
         export(
             merged,
-            OnlyIdsAndMask(merged.config, task="text-classification"),
+            OnlyIdsAndMask(merged.config, task=task),
             folder / MODEL,
         )
     merged.config.save_pretrained(folder)
@@ -220,8 +238,9 @@ def _prefixed(tokenizer_json: str, prefix: str) -> Any:
     # Its closing space is the text's: tokenizers that split at spaces put it on the next word.
     encoded = plain.encode(prefix.rstrip(), add_special_tokens=False)
     if template.get("type") == "TemplateProcessing":
-        text = next(i for i, part in enumerate(template["single"]) if "Sequence" in part)
-        template["single"].insert(text, {"SpecialToken": {"id": prefix, "type_id": 0}})
+        for parts in (template["single"], template["pair"]):  # before the first text of two
+            text = next(i for i, part in enumerate(parts) if "Sequence" in part)
+            parts.insert(text, {"SpecialToken": {"id": prefix, "type_id": 0}})
         template["special_tokens"][prefix] = {
             "id": prefix,
             "ids": encoded.ids,
@@ -236,21 +255,25 @@ def _prefixed(tokenizer_json: str, prefix: str) -> Any:
 
 
 def _readme(adapter: Adapter, kind: str, report: dict[str, Any]) -> str:
-    assert adapter.task is not None
+    task = adapter.task
+    assert task is not None
+    labels = f": {', '.join(task.labels)}" if task.labels else ""
+    agreement = report.get("agreement")
+    said = f"the same answer as torch on {agreement:.1%}, " if agreement is not None else ""
+    two = "question=…, context=…" if task.hub == ANSWERS else '"…"'
     return f"""# {adapter.name}, merged into its encoder ({kind} ONNX)
 
-Adapter `{adapter.name}` folded into `{adapter.facts.encoder}`: {", ".join(adapter.task.labels)}.
-On {report["texts"]} probe texts: the same label as torch on {report["agreement"]:.1%}, largest
-logit difference {report["max_difference"]:.2g}.
+Adapter `{adapter.name}` folded into `{adapter.facts.encoder}`{labels}.
+On {report["texts"]} probe texts: {said}largest difference {report["max_difference"]:.2g}.
 
 ```python
-from optimum.onnxruntime import ORTModelForSequenceClassification
+from optimum.onnxruntime import {CLASSES[task.hub]}
 from transformers import AutoTokenizer, pipeline
 
 folder = "path/to/this/folder"
-model = ORTModelForSequenceClassification.from_pretrained(folder)
-classify = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained(folder))
-classify("…", truncation=True)
+model = {CLASSES[task.hub]}.from_pretrained(folder)
+answer = pipeline("{task.hub}", model, tokenizer=AutoTokenizer.from_pretrained(folder))
+answer({two})
 ```
 
 The tokenizer puts the prefix {adapter.prefix!r} before each text by itself.

@@ -6,7 +6,8 @@ Dimensions: N texts, L labels.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,34 @@ import numpy as np
 import torch
 
 from adaptx.adapters.adapter import Adapter
-from adaptx.data.read import Example
+from adaptx.data.windows import Input, whole
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import ParityError
-from adaptx.evaluation.metrics import classification_scores
-from adaptx.runtime.verify import BOUNDS, Bounds, compare_logits, failures
+from adaptx.evaluation.metrics import task_scores
+from adaptx.runtime.verify import BOUNDS, Bounds, compare_outputs, failures
+from adaptx.tasks.base import title
 
-DROP = {"fp32": 0.0, "int8": 0.04}  # largest loss of accuracy on dev, one row more allowed
+DROP = {"fp32": 0.0, "int8": 0.04}  # largest loss of score on dev, one row more allowed
+
+
+def torch_logits(encoder: Encoder, adapter: Adapter, texts: Sequence[Input]) -> np.ndarray:
+    """fp32 `[N, L]`: the adapter's outputs through the bank, not merged; one row a text, or one a
+    token where the task reads every token's state.
+    """
+    inputs = whole(encoder.text, adapter.prefix, texts, adapter.max_length)
+    outputs = [torch_outputs(encoder, adapter, window.ids) for window in inputs]
+    return np.concatenate([np.atleast_2d(output) for output in outputs])
 
 
 @torch.inference_mode()
-def torch_logits(encoder: Encoder, adapter: Adapter, texts: Sequence[str]) -> np.ndarray:
-    """fp32 `[N, L]`: the adapter's logits through the bank, not merged."""
+def torch_outputs(encoder: Encoder, adapter: Adapter, ids: list[int]) -> np.ndarray:
+    """The adapter's outputs for one window, fp32 `[L]`, or `[S, L]`."""
     adapter.eval()
-    ids = encoder.text.ids([adapter.prefix + text for text in texts], adapter.max_length)
-    rows = []
-    for i in range(len(ids)):
-        batch = encoder.text.batch(ids, [i])
-        mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
-        hidden = adapter.hidden(encoder, torch.from_numpy(batch.input_ids).to(encoder.device), mask)
-        rows.append(adapter.logits(hidden, mask).cpu().numpy()[0])
-    return np.stack(rows)
+    batch = encoder.text.batch([ids], [0])
+    mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
+    hidden = adapter.hidden(encoder, torch.from_numpy(batch.input_ids).to(encoder.device), mask)
+    found: np.ndarray = adapter.outputs(hidden, mask).float().cpu().numpy()[0]
+    return found
 
 
 class MergedSession:
@@ -50,15 +58,27 @@ class MergedSession:
         self.session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
+        self.names = [output.name for output in self.session.get_outputs()]
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """fp32 `[N, L]`, one text at a time: int8 activations share their scale within a batch."""
-        rows = []
-        for text in texts:
-            ids = np.array([self.tokenizer.encode(text).ids], dtype=np.int64)
-            feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-            rows.append(self.session.run(["logits"], feeds)[0][0])
-        return np.stack(rows)
+    def logits(self, texts: Sequence[Input]) -> np.ndarray:
+        """fp32 `[N, L]`, one text at a time: int8 activations share their scale within a batch.
+
+        One row a text, or one a token where the task reads every token's state.
+        """
+        pairs = [(text,) if isinstance(text, str) else text for text in texts]
+        found = [self.outputs(self.tokenizer.encode(*pair).ids) for pair in pairs]
+        return np.concatenate([np.atleast_2d(output) for output in found])
+
+    def outputs(self, ids: Sequence[int]) -> np.ndarray:
+        """What the model gives for one window: `[L]`, or `[S, L]` (QA's start and end beside each
+        other); of token states their mean.
+        """
+        ids_1S = np.array([ids], dtype=np.int64)
+        feeds = {"input_ids": ids_1S, "attention_mask": np.ones_like(ids_1S)}
+        found = [output[0] for output in self.session.run(None, feeds)]
+        if self.names == ["last_hidden_state"]:
+            return found[0].mean(0)
+        return found[0] if len(found) == 1 else np.stack(found, -1)
 
 
 def compare(
@@ -66,34 +86,50 @@ def compare(
     encoder: Encoder,
     adapter: Adapter,
     texts: Sequence[str],
-    dev: Sequence[Example],
+    dev: Sequence[Any],
     kind: str,
     bounds: Bounds | None = None,
 ) -> dict[str, Any]:
     """The parity report of a merged model's folder; raises ParityError when it is out of bounds.
 
-    `kind` is "fp32" or "int8"; `bounds` are those of BOUNDS unless given.
+    `kind` is "fp32" or "int8"; `bounds` are those of BOUNDS unless given. With `dev`, records of
+    the adapter's task, its scores too.
     """
-    bounds = bounds or BOUNDS[kind]
+    task, bounds = adapter.task, bounds or BOUNDS[kind]
+    assert task is not None
     # One text longer than the encoder reads: both must cut it at the same place.
     words = " ".join(texts)
     texts = [*texts, " ".join([words] * (1 + encoder.text.max_length // len(words.split())))]
+    inputs: Sequence[Input] = texts
+    if task.two_texts:  # where a pair is cut, its two ends are its readers' choice
+        inputs = list(pairwise(texts[:-1]))
     session = MergedSession(folder)
-    wanted, found = torch_logits(encoder, adapter, texts), session.logits(texts)
-    report: dict[str, Any] = {"texts": len(texts), **compare_logits(wanted, found, bounds)}
-    if dev and adapter.task is not None:
-        targets, rows = adapter.task.targets(dev), [example.text for example in dev]
-        scores = {
-            "torch": classification_scores(targets, torch_logits(encoder, adapter, rows).argmax(1)),
-            "onnx": classification_scores(targets, session.logits(rows).argmax(1)),
+    wanted, found = torch_logits(encoder, adapter, inputs), session.logits(inputs)
+    exact = kind == "fp32"
+    report: dict[str, Any] = {"texts": len(inputs), **compare_outputs(task, wanted, found, bounds)}
+    if dev:
+        windows = task.windows(encoder.text, adapter.prefix, task.inputs(dev), adapter.max_length)
+        ways: dict[str, Callable[[list[int]], np.ndarray]] = {
+            "torch": lambda ids: torch_outputs(encoder, adapter, ids),
+            "onnx": session.outputs,
         }
-        report |= {"dev_rows": len(dev), "dev": scores}
+        scores = {}
+        for way, run in ways.items():
+            answers = [
+                task.answer(one, its, [run(window.ids) for window in its])
+                for one, its in zip(task.inputs(dev), windows, strict=True)
+            ]
+            scores[way] = task_scores(task, dev, answers)
+        report |= {"dev_rows": len(dev), "metric": task.metrics[0], "dev": scores}
     report["bounds"] = dict(vars(bounds))
-    failed = failures(report, bounds, exact=kind == "fp32")
+    failed = failures(report, bounds, exact=exact)
     if "dev" in report:
-        drop = report["dev"]["torch"]["accuracy"] - report["dev"]["onnx"]["accuracy"]
+        metric = report["metric"]
+        drop = report["dev"]["torch"][metric] - report["dev"]["onnx"][metric]
         if drop > DROP[kind] + 1 / report["dev_rows"] + 1e-9:  # a tie may fall either way
-            failed.append(f"accuracy on dev falls by {drop:.1%}, bound {DROP[kind]:.0%} and a row")
+            failed.append(
+                f"{title(metric)} on dev falls by {drop:.1%}, bound {DROP[kind]:.0%} and a row"
+            )
     if failed:
         raise ParityError(
             f"The exported model of adapter {adapter.name!r} doesn't answer like torch: "

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-
-from adaptx.tasks import Prediction
 
 
 @dataclass(frozen=True)
@@ -14,13 +13,13 @@ class Answer:
     """The answer to one text.
 
     adapter     the adapter's name, or None
-    prediction  the label with its scores, where the adapter has a head
-    vector      the pooled state, fp32 `[H]`, where it has none, or there is no adapter
+    prediction  what the adapter's task answers: a label with its scores, entities …
+    vector      the pooled state, fp32 `[H]`, where it has no task, or there is no adapter
     truncated   tokens at the end of the text that were not read, as it is too long
     """
 
     adapter: str | None
-    prediction: Prediction | None
+    prediction: Any
     vector: np.ndarray | None
     truncated: int = 0
 

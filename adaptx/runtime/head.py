@@ -51,13 +51,15 @@ class Head:
 
     def __call__(self, pooled_BH: np.ndarray) -> np.ndarray:
         """Pooled states fp32 `[B, H]` -> logits fp32 `[B, L]`; each row by itself."""
-        return np.stack([self._row(row) for row in pooled_BH])
+        return np.stack([self.row(row) for row in pooled_BH])
 
-    def _row(self, x_H: np.ndarray) -> np.ndarray:
+    def row(self, x: np.ndarray) -> np.ndarray:
+        """One row's state `[H]`, or those of its tokens `[S, H]` -> logits `[L]`, or `[S, L]`."""
         t = self.tensors
         if self.activation is not None:
-            x_H = self.activation(t["dense.weight"] @ x_H + t["dense.bias"])
+            x = self.activation(x @ t["dense.weight"].T + t["dense.bias"])
         if self.eps is not None:
-            x_H = (x_H - x_H.mean()) / np.sqrt(x_H.var() + self.eps)
-            x_H = x_H * t["norm.weight"] + t["norm.bias"]
-        return t["weight"] @ x_H + t["bias"]
+            away = x - x.mean(-1, keepdims=True)
+            x = away / np.sqrt(x.var(-1, keepdims=True) + self.eps)
+            x = x * t["norm.weight"] + t["norm.bias"]
+        return x @ t["weight"].T + t["bias"]

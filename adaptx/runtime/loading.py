@@ -13,7 +13,7 @@ from adaptx.adapters import folder as layout
 from adaptx.errors import FingerprintError, FolderError, choices
 from adaptx.runtime.head import Head, is_factor
 from adaptx.runtime.layout import BundleFacts
-from adaptx.tasks import Classification, task_from_json
+from adaptx.tasks import Task, task_from_json
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Loaded:
     """
 
     facts: layout.Facts
-    task: Classification | None
+    task: Task | None
     head: Head | None
     rank: int = 0
     sites: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @property
     def pooling(self) -> str:
-        """How token states become one vector: "mean" or "cls"."""
+        """What becomes of token states: "mean", "cls", or "tokens", all of them."""
         return self.task.pooling if self.task else "mean"
 
 
@@ -75,7 +75,7 @@ def load(folder: str | Path, bundle: BundleFacts) -> Loaded:
         sites = layout.site_tensors(path, list(facts.scales))
     task = task_from_json(facts.task) if facts.task else None
     head = None
-    if task is not None:
+    if task is not None and task.has_head:
         if layout.HEAD not in manifest["files"]:
             raise FolderError(f"Adapter {facts.name!r} has a task, but no {layout.HEAD}.")
         if not task.outputs:

@@ -22,6 +22,7 @@ import numpy as np
 from adaptx import storage
 from adaptx.adapters.folder import read_facts
 from adaptx.data.encode import TextEncoder, check_texts
+from adaptx.data.windows import Input, Window, whole
 from adaptx.errors import FolderError, OptionError, choices
 from adaptx.runtime.answers import AdapterInfo, Answer
 from adaptx.runtime.bank import Chunk, LiveBank, Place
@@ -39,6 +40,8 @@ from adaptx.runtime.loading import load
 from adaptx.runtime.pool import Counts, Known, Pool, Resident
 from adaptx.runtime.saturation import Check
 from adaptx.runtime.sessions import MicroBatch, Sessions, cores
+from adaptx.tasks import Task
+from adaptx.tasks.base import TOKENS
 
 SLOTS = 32  # of a chunk of the bank
 TOO_LONG = ("truncate", "refuse")
@@ -149,14 +152,14 @@ class Runtime:
 
     def predict(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Input],
         adapter: str | Sequence[str | None] | None = None,
         *,
         language: str | Sequence[str | None] | None = None,
         max_length: int | None = None,
         too_long: str = "truncate",
     ) -> list[Answer]:
-        """An answer to each text, in order.
+        """An answer to each text, in order; (question, passage) for a task that reads two.
 
         `adapter` names one for all texts, or one (or None) for each; `language` takes the adapter
         of that language instead. A text beyond the limit of its adapter, or of `max_length` tokens,
@@ -167,22 +170,19 @@ class Runtime:
             raise OptionError("texts must be a list of texts, not one text.")
         if too_long not in TOO_LONG:
             raise OptionError(f"too_long={too_long!r} is none of {choices(TOO_LONG)}.")
-        check_texts(texts)
         names = self._names(len(texts), adapter, language)
         with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
-            ids, cut = self._encode(texts, rows, max_length)
-            if too_long == "refuse" and any(cut):
-                place = next(i for i, tokens in enumerate(cut) if tokens)
-                raise OptionError(
-                    f"Text {place + 1} is {cut[place]} tokens longer than the "
-                    f"{len(ids[place])} that are read: shorten it, or let it be cut "
-                    f"(too_long='truncate')."
-                )
-            pooled = self._pooled(ids, rows)
+            windows = self._windows(texts, rows, max_length)
+            if too_long == "refuse":
+                _refuse_cut(windows)
+            # (row, number of its window), one after another
+            places = [(i, n) for i, its in enumerate(windows) for n in range(len(its))]
+            ids = [windows[i][n].ids for i, n in places]
+            states = iter(self._states(ids, [rows[i] for i, _ in places]))
             return [
-                _answer(name, row, vector, tokens)
-                for name, row, vector, tokens in zip(names, rows, pooled, cut, strict=True)
+                _answer(one, name, row, its, [next(states) for _ in its])
+                for one, name, row, its in zip(texts, names, rows, windows, strict=True)
             ]
 
     def embed(
@@ -199,8 +199,13 @@ class Runtime:
         names = self._names(len(texts), adapter, None)
         with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
-            ids, _ = self._encode(texts, rows, max_length)
-            return self._stacked(self._pooled(ids, rows))
+            prefixes = [row.loaded.facts.prefix if row else self.facts.prefix for row in rows]
+            limits = [_limit(row, max_length) for row in rows]
+            ids = [
+                self.text.ids([prefix + text], limit)[0]
+                for prefix, text, limit in zip(prefixes, texts, limits, strict=True)
+            ]
+            return self._stacked(self._states(ids, rows, tokens=False))
 
     def _stacked(self, vectors: list[np.ndarray]) -> np.ndarray:
         none = np.zeros((0, self.facts.hidden_size), np.float32)
@@ -209,16 +214,25 @@ class Runtime:
     def pooled(
         self, ids: Sequence[Sequence[int]], adapter: str | Sequence[str | None] | None = None
     ) -> np.ndarray:
-        """The pooled state of each row of token ids, fp32 `[rows, H]`; one adapter or one each."""
+        """The pooled state of each row of token ids, fp32 `[rows, H]`; one adapter or one each.
+
+        An adapter whose task reads every token's state has as many for a row as it has tokens.
+        """
         names = self._names(len(ids), adapter, None)
         with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
-            return self._stacked(self._pooled(ids, rows))
+            states = self._states(ids, rows)
+            return self._stacked([state for one in states for state in np.atleast_2d(one)])
 
     def has_head(self, name: str) -> bool:
         """Whether an adapter answers with labels."""
         with self.pool.lease([name]) as held:
             return held[name].loaded.head is not None
+
+    def task(self, name: str) -> Task | None:
+        """An adapter's task."""
+        with self.pool.lease([name]) as held:
+            return held[name].loaded.task
 
     def logits(self, pooled: np.ndarray, adapter: str) -> np.ndarray:
         """An adapter's head on pooled states: fp32 `[rows, H]` -> `[rows, L]`."""
@@ -314,34 +328,43 @@ class Runtime:
             f"{choices(there) or 'none'}."
         )
 
-    def _encode(
-        self, texts: Sequence[str], rows: Sequence[Resident | None], max_length: int | None
-    ) -> tuple[list[list[int]], list[int]]:
-        """Token ids, and how many tokens were cut off, each row by its own adapter's rules."""
-        groups: dict[int | None, list[int]] = {}
+    def _windows(
+        self, texts: Sequence[Input], rows: Sequence[Resident | None], max_length: int | None
+    ) -> list[list[Window]]:
+        """The windows of each text, as its own adapter's task reads it."""
+        groups: dict[tuple[int, int | None], list[int]] = {}
         for i, row in enumerate(rows):
-            own = row.loaded.facts.max_length if row else None
-            limits = [limit for limit in (own, max_length) if limit is not None]
-            groups.setdefault(min(limits) if limits else None, []).append(i)
-        ids: list[list[int]] = [[]] * len(texts)
-        cut = [0] * len(texts)
-        for limit, places in groups.items():
-            prefixed = [
-                (row.loaded.facts.prefix if (row := rows[i]) else self.facts.prefix) + texts[i]
-                for i in places
-            ]
-            found, lost = self.text.cut(prefixed, limit)
-            for i, tokens, count in zip(places, found, lost, strict=True):
-                ids[i], cut[i] = tokens, count
-        return ids, cut
+            groups.setdefault((id(row), _limit(row, max_length)), []).append(i)
+        found: list[list[Window]] = [[]] * len(texts)
+        for (_, limit), places in groups.items():
+            row, inputs = rows[places[0]], [texts[i] for i in places]
+            if row is not None and row.loaded.task is not None:
+                task, prefix = row.loaded.task, row.loaded.facts.prefix
+                made = task.windows(self.text, prefix, inputs, limit)
+            else:
+                prefix = row.loaded.facts.prefix if row else self.facts.prefix
+                made = [[window] for window in whole(self.text, prefix, inputs, limit)]
+            for i, windows in zip(places, made, strict=True):
+                found[i] = windows
+        return found
 
-    def _pooled(
-        self, ids: Sequence[Sequence[int]], rows: Sequence[Resident | None]
+    def _states(
+        self,
+        ids: Sequence[Sequence[int]],
+        rows: Sequence[Resident | None],
+        *,
+        tokens: bool = True,
     ) -> list[np.ndarray]:
-        """One vector of each row's token states, fp32 `[H]`."""
+        """What each row's head reads, fp32: a vector `[H]`, or all its tokens' `[S, H]`.
+
+        Without `tokens` those have their mean instead.
+        """
+        poolings = [row.loaded.pooling if row else "mean" for row in rows]
+        if not tokens:
+            poolings = ["mean" if pooling == TOKENS else pooling for pooling in poolings]
         nothing = self.pool.bank.nothing
         if len(ids) == 1 and len(ids[0]) > 1:  # nothing to sort, pad or share out: 0.1 ms less
-            return [self._lone(ids[0], rows[0], nothing)]
+            return [self._lone(ids[0], rows[0], poolings[0], nothing)]
         places = [row.place if row else None for row in rows]
         fallback = next((place.chunk for place in places if place), nothing)
         groups: dict[int, list[int]] = {}
@@ -361,35 +384,59 @@ class Runtime:
                 # A product with one token alone sums in another order than one with more.
                 batch = self.text.batch(ids, taken, least=2)
                 slots = [place.slot if (place := places[i]) else 0 for i in taken]
-                cls = any((row := rows[i]) and row.loaded.pooling == "cls" for i in taken)
+                hidden_too = any(poolings[i] != "mean" for i in taken)
                 batches.append(
                     MicroBatch(
                         batch.input_ids,
                         batch.attention_mask,
                         np.array(slots, np.int64),
                         chunks[key],
-                        cls,
+                        hidden_too,
                     )
                 )
                 members.append(taken)
         found = [np.empty(0, np.float32)] * len(ids)
         for taken, (mean, hidden) in zip(members, self._sessions.run(batches), strict=True):
-            for place_in_batch, i in enumerate(taken):
-                row = rows[i]
-                first = row is not None and row.loaded.pooling == "cls"
-                states = hidden[:, 0] if first and hidden is not None else mean
-                found[i] = states[place_in_batch]
+            for at, i in enumerate(taken):
+                found[i] = _taken(poolings[i], mean, hidden, at, len(ids[i]))
         return found
 
-    def _lone(self, ids: Sequence[int], row: Resident | None, nothing: Chunk) -> np.ndarray:
-        """A single row's vector, fp32 `[H]`."""
+    def _lone(
+        self, ids: Sequence[int], row: Resident | None, pooling: str, nothing: Chunk
+    ) -> np.ndarray:
+        """A single row's states, as in `_states`."""
         place = (row.place if row else None) or Place(nothing, 0)
-        cls = row is not None and row.loaded.pooling == "cls"
         ids_1S = np.array([ids], np.int64)
         slot = np.array([place.slot], np.int64)
-        batch = MicroBatch(ids_1S, np.ones_like(ids_1S), slot, place.chunk, cls)
+        batch = MicroBatch(ids_1S, np.ones_like(ids_1S), slot, place.chunk, pooling != "mean")
         ((mean, hidden),) = self._sessions.run([batch])
-        return hidden[0, 0] if cls and hidden is not None else mean[0]
+        return _taken(pooling, mean, hidden, 0, len(ids))
+
+
+def _taken(
+    pooling: str, mean_BH: np.ndarray, hidden_BSH: np.ndarray | None, row: int, tokens: int
+) -> np.ndarray:
+    """A row's states by its pooling, padding taken away."""
+    if pooling == "mean" or hidden_BSH is None:
+        return mean_BH[row]
+    return hidden_BSH[row, 0] if pooling == "cls" else hidden_BSH[row, :tokens]
+
+
+def _limit(row: Resident | None, max_length: int | None) -> int | None:
+    """The tokens that are read at most; None: the encoder's own limit."""
+    own = row.loaded.facts.max_length if row else None
+    limits = [limit for limit in (own, max_length) if limit is not None]
+    return min(limits) if limits else None
+
+
+def _refuse_cut(windows: Sequence[Sequence[Window]]) -> None:
+    for place, its in enumerate(windows, 1):
+        for window in its:
+            if window.cut:
+                raise OptionError(
+                    f"Text {place} is {window.cut} tokens longer than the {len(window.ids)} that "
+                    f"are read: shorten it, or let it be cut (too_long='truncate')."
+                )
 
 
 def _info(name: str, known: Known, resident: Resident | None) -> AdapterInfo:
@@ -406,11 +453,19 @@ def _info(name: str, known: Known, resident: Resident | None) -> AdapterInfo:
     )
 
 
-def _answer(name: str | None, row: Resident | None, vector: np.ndarray, cut: int) -> Answer:
-    if row is None or row.loaded.head is None or row.loaded.task is None:
-        return Answer(name, None, vector, cut)
-    (prediction,) = row.loaded.task.decode(row.loaded.head(vector[None]))
-    return Answer(name, prediction, None, cut)
+def _answer(
+    one: Input,
+    name: str | None,
+    row: Resident | None,
+    windows: Sequence[Window],
+    states: Sequence[np.ndarray],
+) -> Answer:
+    cut = sum(window.cut for window in windows)
+    if row is None or row.loaded.task is None:
+        return Answer(name, None, states[0], cut)
+    head = row.loaded.head
+    outputs = [head.row(state) for state in states] if head is not None else states
+    return Answer(name, row.loaded.task.answer(one, windows, outputs), None, cut)
 
 
 def _text_encoder(folder: Path, facts: BundleFacts) -> TextEncoder:

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, cast
 
 from adaptx.errors import FolderError, OptionError, choices
-from adaptx.tasks.base import Prediction
+from adaptx.tasks.base import Prediction, Task
 from adaptx.tasks.classification import Classification
+from adaptx.tasks.token_classification import TokenClassification
 
-TASKS = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {task.kind: task for task in (Classification, TokenClassification)}
 
-__all__ = ["TASKS", "Classification", "Prediction", "task_from_json"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "Prediction",
+    "Task",
+    "TokenClassification",
+    "make_task",
+    "task_from_json",
+]
 
 
-def task_from_json(value: dict[str, Any]) -> Classification:
+def make_task(kind: str, **options: Any) -> Task:
+    """A task by its name, with the options that aren't None or empty.
+
+    Raises OptionError for a name that there isn't, and for an option that the task hasn't.
+    """
+    if kind not in TASKS:
+        raise OptionError(f"There is no task {kind!r}; there is {choices(TASKS)}.")
+    given = {name: value for name, value in options.items() if value not in (None, "", (), [])}
+    known = [field.name for field in fields(cast(Any, TASKS[kind]))]
+    if unknown := sorted(given.keys() - set(known)):
+        raise OptionError(
+            f"The task {kind!r} has no option {choices(unknown)}; it has {choices(known)}."
+        )
+    return TASKS[kind](**given)
+
+
+def task_from_json(value: dict[str, Any]) -> Task:
     """The task that `to_json` wrote down; raises FolderError when it isn't one of TASKS."""
     options = dict(value)
     kind = options.pop("kind", None)

@@ -1,8 +1,40 @@
-"""What every task shares."""
+"""What every task shares, and what the rest of adaptx asks of one.
+
+B windows of a batch, S tokens, W outputs of the head.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+
+from adaptx.data.encode import TextEncoder
+from adaptx.data.windows import Input, Window, whole
+from adaptx.errors import OptionError, choices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED = -100  # a target that counts for nothing
+POOLINGS = ("mean", "cls")
+TOKENS = "tokens"  # the pooling of a head that reads every token's state
+
+TITLES = {  # of metrics, in a table or a sentence
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def title(metric: str) -> str:
+    """How a metric is called."""
+    return TITLES.get(metric, metric.replace("_", " "))
 
 
 @dataclass(frozen=True)
@@ -12,3 +44,115 @@ class Prediction:
     label: str
     score: float
     scores: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.label}\t{self.score:.3f}"
+
+
+class Task:
+    """One file a task, a frozen dataclass; its fields are what `to_json` writes down.
+
+    kind     its name in adaptx.json, in `adaptx data check --task` and in `--task`
+    labels   what its outputs are called; fit() takes them from the data
+    pooling  how token states become what the head reads: "mean", "cls", or TOKENS, all of them
+    parts    windows of a row that are trained on together; 1: each by itself
+    has_head whether a head stands on the states; without one they are the answer
+    labelled whether its data must have labels
+    chooses  whether the largest output is the answer: one label of many
+    two_texts  whether an input is two texts
+    metrics  names of its scores (adaptx.evaluation.metrics); the first chooses the best epoch
+             unless another is asked for
+    reads    what it does, in words, for a model card
+    hub      the task's name on the Hub
+    """
+
+    kind: ClassVar[str]
+    hub: ClassVar[str]
+    parts: ClassVar[int] = 1
+    has_head: ClassVar[bool] = True
+    labelled: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
+    two_texts: ClassVar[bool] = False
+    labels: tuple[str, ...]
+    pooling: str
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of its scores."""
+        raise NotImplementedError
+
+    @property
+    def reads(self) -> str:
+        """What it does, in words: "It reads a text and …"."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the head gives."""
+        return len(self.labels)
+
+    def fit(self, train: Sequence[Any], dev: Sequence[Any] = ()) -> Any:
+        """The task with its labels, after the data has been checked; DataError for a bad row."""
+        raise NotImplementedError
+
+    def check(self, records: Sequence[Any]) -> None:
+        """Raise DataError for a record that this task, with its labels, can't learn or answer."""
+
+    def inputs(self, records: Sequence[Any]) -> list[Input]:
+        """What is read of each record."""
+        return [record.text for record in records]
+
+    def windows(
+        self, text: TextEncoder, prefix: str, inputs: Sequence[Input], max_length: int | None = None
+    ) -> list[list[Window]]:
+        """The windows of each input."""
+        return [[window] for window in whole(text, prefix, inputs, max_length)]
+
+    def targets(self, records: Sequence[Any], windows: Sequence[Sequence[Window]] = ()) -> Any:
+        """What each window (of `parts` together: each record) should answer, as arrays."""
+        raise NotImplementedError
+
+    def stacked(self, targets: Sequence[np.ndarray], tokens: int) -> np.ndarray:
+        """Targets as one array, for windows padded to `tokens`."""
+        return np.stack(targets)
+
+    def losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Outputs `[B, W]`, or `[B, S, W]` with TOKENS, and targets -> the losses, fp32."""
+        raise NotImplementedError
+
+    def answer(self, one: Input, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Any:
+        """The answer to an input, from the outputs of its windows: `[W]`, or `[S, W]` each."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """What `task_from_json` rebuilds the task from."""
+        values = {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {"kind": self.kind, **plain}
+
+    def check_pooling(self, poolings: Sequence[str] = POOLINGS) -> None:
+        """Raise OptionError for a pooling that the task hasn't."""
+        if self.pooling not in poolings:
+            raise OptionError(f"pooling={self.pooling!r} is none of {choices(poolings)}.")
+
+
+def checked_labels(labels: Any) -> tuple[str, ...]:
+    """Labels as a tuple of names; OptionError for what can't be any."""
+    if isinstance(labels, str):
+        raise OptionError(f"labels={labels!r} must be a list of names, not one text.")
+    found = tuple(labels)
+    if not all(isinstance(label, str) and label for label in found):
+        raise OptionError(f"labels={list(found)} must be names that aren't empty.")
+    if len(set(found)) != len(found):
+        raise OptionError(f"A label stands twice in labels={list(found)}.")
+    return found
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, fp64, along the last axis."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
+    return shifted / shifted.sum(axis=-1, keepdims=True)

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adaptx.data.large import IndexedExamples
 from adaptx.data.records import Example
+from adaptx.data.windows import Input, Window
 from adaptx.errors import DataError, OptionError, choices
-from adaptx.tasks.base import Prediction
+from adaptx.tasks.base import Prediction, Task, checked_labels, softmax
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-POOLINGS = ("mean", "cls")
-
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """One of `labels` for each text.
 
     Without labels, `fit` takes those of the training data, sorted. `pooling` makes one vector of
@@ -34,22 +33,21 @@ class Classification:
     pooling: str = "mean"
 
     kind = "classification"
+    hub = "text-classification"
 
     def __post_init__(self) -> None:
-        if isinstance(cast(object, self.labels), str):
-            raise OptionError(f"labels={self.labels!r} must be a list of names, not one text.")
-        object.__setattr__(self, "labels", tuple(self.labels))
-        if not all(isinstance(label, str) and label for label in self.labels):
-            raise OptionError(f"labels={list(self.labels)} must be names that aren't empty.")
-        if len(set(self.labels)) != len(self.labels):
-            raise OptionError(f"A label stands twice in labels={list(self.labels)}.")
-        if self.pooling not in POOLINGS:
-            raise OptionError(f"pooling={self.pooling!r} is none of {choices(POOLINGS)}.")
+        object.__setattr__(self, "labels", checked_labels(self.labels))
+        self.check_pooling()
 
     @property
-    def outputs(self) -> int:
-        """How many numbers the head gives for a row."""
-        return len(self.labels)
+    def reads(self) -> str:
+        """What it does, in words."""
+        return f"It reads a text and answers with one of {len(self.labels)} labels"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Accuracy, and F1 averaged over labels, plainly and by their share."""
+        return "accuracy", "macro_f1", "weighted_f1"
 
     def fit(self, train: Sequence[Example], dev: Sequence[Example] = ()) -> Classification:
         """The task with its labels, after the data has been checked against them.
@@ -90,15 +88,21 @@ class Classification:
                 )
         return task
 
-    def targets(self, examples: Sequence[Example]) -> np.ndarray:
+    def check(self, records: Sequence[Example]) -> None:
+        """Raise DataError for a label that isn't one of the task's."""
+        self.targets(records)
+
+    def targets(
+        self, records: Sequence[Example], windows: Sequence[Sequence[Window]] = ()
+    ) -> np.ndarray:
         """int64 `[rows]`: the index of each example's label; DataError for an unknown one."""
         index = {label: i for i, label in enumerate(self.labels)}
-        for example in examples:
+        for example in records:
             if example.label not in index:
                 raise example.error(
                     f"unknown label {example.label!r}; allowed: {choices(self.labels)}."
                 )
-        return np.array([index[example.label or ""] for example in examples], dtype=np.int64)
+        return np.array([index[example.label or ""] for example in records], dtype=np.int64)
 
     def losses(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Cross entropy of each row: logits `[B, labels]`, targets int64 `[B]` -> fp32 `[B]`.
@@ -112,17 +116,17 @@ class Classification:
 
     def decode(self, logits: np.ndarray) -> list[Prediction]:
         """A Prediction for each row of logits `[B, labels]`."""
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
         return [
             Prediction(
                 label=self.labels[int(row.argmax())],
                 score=float(row.max()),
                 scores={label: float(p) for label, p in zip(self.labels, row, strict=True)},
             )
-            for row in probabilities
+            for row in softmax(logits)
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """What `task_from_json` rebuilds the task from."""
-        return {"kind": self.kind, "labels": list(self.labels), "pooling": self.pooling}
+    def answer(
+        self, one: Input, windows: Sequence[Window], outputs: Sequence[np.ndarray]
+    ) -> Prediction:
+        """The likeliest label."""
+        return self.decode(outputs[0][None])[0]

@@ -27,9 +27,9 @@ from adaptx.training.settings import Settings
 TOP = ("encoder", "prefix", "slots", "precision", "defaults", "adapters")
 KEYS = (
     *("name", "language", "train", "dev", "text_column", "label_column"),
-    *("labels", "pooling", "lora"),
+    *("task", "labels", "pooling", "scheme", "repair", "lora"),
 )
-TEXTS = (*("encoder", "prefix", "precision"), *KEYS[:6], "pooling")
+TEXTS = (*("encoder", "prefix", "precision"), *KEYS[:7], "pooling", "scheme")
 
 
 @dataclass(frozen=True)

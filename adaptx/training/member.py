@@ -21,7 +21,7 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError
-from adaptx.tasks import Classification
+from adaptx.tasks import Classification, Task
 from adaptx.training.average import Average
 from adaptx.training.optimizing import optimizer_and_schedule
 from adaptx.training.plan import Plan, Step
@@ -45,7 +45,7 @@ class Member:
     config: PeftConfig
     train: Data
     dev: Data | None = None
-    task: Classification = field(default_factory=Classification)
+    task: Task = field(default_factory=Classification)
     language: str | None = None
     text_column: str | None = None
     label_column: str | None = None
@@ -62,9 +62,10 @@ class Member:
                 "accumulate and probe_first are for an adapter that trains alone: use ax.train."
             )
         columns = {"text_column": self.text_column, "label_column": self.label_column}
-        train = list(open_data(self.train, **columns))
-        dev = list(open_data(self.dev, **columns)) if self.dev is not None else []
+        train = list(open_data(self.train, self.task, **columns))
+        dev = list(open_data(self.dev, self.task, **columns)) if self.dev is not None else []
         task = self.task.fit(train, dev)
+        options = options.for_task(task)
         if self.config is None or isinstance(self.config, Full):
             raise OptionError("A probe or a whole model shares no forward pass: use ax.train.")
         adapter = Adapter.new(
@@ -116,9 +117,10 @@ class Trainee:
 
     def loss(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """The mean loss of its batch, given its rows' states `[B, S, H]` and mask `[B, S]`."""
-        logits = self.job.adapter.logits(hidden, mask)
-        targets = on_device(self.job, self.train.targets[self.rows])
-        return self.job.task.losses(logits, targets, self.options.smoothing).sum() / len(targets)
+        outputs = self.job.adapter.outputs(hidden, mask)
+        targets = on_device(self.job, self.train.targets_at(self.rows, mask.shape[1]))
+        losses = self.job.task.losses(outputs, targets, self.options.smoothing)
+        return losses.sum() / len(losses)
 
     def step(self, loss: float, tokens: int) -> bool:
         """After the backward pass: clip, step, score an epoch that ends; whether it is finished.

@@ -16,10 +16,11 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import TrainingDiverged, choices
-from adaptx.tasks import Classification
+from adaptx.evaluation.metrics import DEV_LOSS
+from adaptx.tasks import Task
 from adaptx.training.rows import EncodedRows, Rows
 from adaptx.training.runlog import method_config
-from adaptx.training.settings import DEV_LOSS, Settings
+from adaptx.training.settings import Settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,7 +33,7 @@ class Job:
 
     encoder: Encoder
     adapter: Adapter
-    task: Classification
+    task: Task
     options: Settings
     accelerator: Accelerator
     train: Rows
@@ -93,20 +94,20 @@ class Kept:
         if self.best and self._rank(entry) <= self._rank(self.best):
             return False
         self.best, self.weights = entry, copy.deepcopy(self.job.adapter.weights())
-        self.config = copy.deepcopy(vars(self.job.adapter.config))
+        self.config = copy.deepcopy(_options(self.job.adapter.config))
         return True
 
     def _rank(self, entry: Mapping[str, Any]) -> tuple[float, float]:
         if DEV_LOSS not in entry:
             return float(entry["epoch"]), 0.0
-        metric = self.job.options.metric
+        metric = self.job.options.metric or ""
         first = -entry[DEV_LOSS] if metric == DEV_LOSS else entry[metric]
         return first, -entry[DEV_LOSS]
 
     def restore(self) -> None:
         """Put the best epoch's weights back, and record the training."""
         self.job.adapter.load_state_dict(self.weights, strict=False)
-        vars(self.job.adapter.config).update(self.config)  # AdaLoRA writes its ranks there
+        _options(self.job.adapter.config).update(self.config)  # AdaLoRA writes its ranks there
         self.job.record(self.history, self.best, time.perf_counter() - self.started)
 
     def check(
@@ -137,6 +138,10 @@ class Kept:
             step,
             adapter,
         )
+
+
+def _options(config: object) -> dict[str, Any]:
+    return vars(config) if config is not None else {}
 
 
 def _batch(rows: Sequence[int] | np.ndarray) -> str:

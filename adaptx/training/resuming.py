@@ -100,7 +100,8 @@ class Resuming:
         self.job.adapter.load_state_dict(_under("weights", tensors), strict=False)
         self.kept.weights = _under("best", tensors)
         self.kept.best, self.kept.history = state["best"], state["history"]
-        self.kept.config = dict(vars(self.job.adapter.config))
+        config = self.job.adapter.config
+        self.kept.config = dict(vars(config)) if config is not None else {}
         averages = _under("average", tensors)
         self.average.averages = [averages[str(i)].to(device) for i in range(len(averages))]
         self.average.steps = state["averaged"]
@@ -169,7 +170,9 @@ def identity(job: Job) -> dict[str, Any]:
 def _digest(rows: Rows) -> str:
     if not isinstance(rows, EncodedRows):
         return f"{len(rows)} rows"  # larger than memory: not read for this
-    digest = hashlib.sha256(np.asarray(rows.targets).tobytes())
+    digest = hashlib.sha256()
+    for target in rows.targets:
+        digest.update(np.asarray(target).tobytes())
     for ids in rows.ids:
         digest.update(np.array([len(ids), *ids], np.int64).tobytes())
     return f"{len(rows)} rows, {digest.hexdigest()[:12]}"

@@ -28,9 +28,9 @@ class Routed(nn.Module):
         self.bert = FastBert(encoder, dtype or torch.float32) if taken else None
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """int64 `[B, S]`, int64 `[B, S]` -> logits `[B, L]`."""
+        """int64 `[B, S]`, int64 `[B, S]` -> the adapter's outputs, `[B, L]` or `[B, S, L]`."""
         if self.bert is not None:
             hidden = self.bert.hidden(input_ids, mask, [(0, len(input_ids), self.adapter)])
         else:
             hidden = self.adapter.hidden(self.encoder, input_ids, mask, fused=self.fused)
-        return self.adapter.logits(hidden, mask)
+        return self.adapter.outputs(hidden, mask)

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from adaptx.adapters.adapter import Adapter
 from adaptx.data.encode import Batch
-from adaptx.data.large import IndexedExamples, open_examples
-from adaptx.data.read import Example
+from adaptx.data.large import IndexedExamples, open_records
+from adaptx.data.streams import Columns
+from adaptx.data.windows import Window
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError
-from adaptx.tasks import Classification
+from adaptx.tasks import Task
 
-Data = str | Path | Sequence[Example]
+Data = str | Path | Sequence[Any]
 
 
 class Rows(Protocol):
@@ -36,41 +38,60 @@ class Rows(Protocol):
         ...
 
     def batch(self, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
-        """The rows at these places, padded, and their targets, int64 `[B]`."""
+        """The rows at these places, padded, and their targets."""
         ...
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows in memory: token ids, and targets int64 `[rows]`."""
+    """Rows in memory. A row to train on is a window of a record, or `task.parts` of them together.
+
+    records  what they were made of
+    windows  of each record
+    targets  of each row: an array, or a list of arrays
+    """
 
     encoder: Encoder
-    ids: list[list[int]]
-    targets: np.ndarray
+    task: Task
+    records: Sequence[Any]
+    windows: list[list[Window]]
+    targets: Any
 
     @classmethod
     def of(
-        cls,
-        encoder: Encoder,
-        adapter: Adapter,
-        task: Classification,
-        examples: Sequence[Example],
+        cls, encoder: Encoder, adapter: Adapter, task: Task, records: Sequence[Any]
     ) -> EncodedRows:
-        """All examples, encoded as the adapter reads them."""
-        texts = [adapter.prefix + example.text for example in examples]
-        return cls(encoder, encoder.text.ids(texts, adapter.max_length), task.targets(examples))
+        """All records, encoded as the adapter reads them."""
+        windows = adapter.windows(encoder.text, task.inputs(records)) if len(records) else []
+        return cls(encoder, task, records, windows, task.targets(records, windows))
 
-    @property
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """Token ids of every window, record after record."""
+        return [window.ids for windows in self.windows for window in windows]
+
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int64 `[rows]`."""
-        return np.array([len(ids) for ids in self.ids])
+        found = np.array([len(ids) for ids in self.ids], np.int64)
+        return found.reshape(-1, self.task.parts).sum(1)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) // self.task.parts
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where the windows of these rows stand in `ids`: int64 `[rows * parts]`."""
+        parts = self.task.parts
+        return (np.asarray(rows)[:, None] * parts + np.arange(parts)).ravel()
+
+    def targets_at(self, rows: np.ndarray, tokens: int) -> np.ndarray:
+        """The targets of these rows, whose windows are padded to `tokens`."""
+        return self.task.stacked([self.targets[row] for row in rows], tokens)
 
     def batch(self, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
         """The rows at these places, padded, and their targets."""
-        return self.encoder.text.batch(self.ids, rows), self.targets[rows]
+        batch = self.encoder.text.batch(self.ids, self.places(rows))
+        return batch, self.targets_at(rows, batch.input_ids.shape[1])
 
 
 @dataclass(frozen=True)
@@ -79,7 +100,7 @@ class IndexedRows:
 
     encoder: Encoder
     adapter: Adapter
-    task: Classification
+    task: Task
     examples: IndexedExamples
 
     @property
@@ -98,20 +119,22 @@ class IndexedRows:
 
 
 def training_rows(
-    encoder: Encoder, adapter: Adapter, task: Classification, examples: Sequence[Example]
+    encoder: Encoder, adapter: Adapter, task: Task, records: Sequence[Any]
 ) -> EncodedRows | IndexedRows:
-    """The rows of these examples, in the way that they were opened."""
-    if isinstance(examples, IndexedExamples):
-        return IndexedRows(encoder, adapter, task, examples)
-    return EncodedRows.of(encoder, adapter, task, examples)
+    """The rows of these records, in the way that they were opened."""
+    if isinstance(records, IndexedExamples):
+        return IndexedRows(encoder, adapter, task, records)
+    return EncodedRows.of(encoder, adapter, task, records)
 
 
 def open_data(
-    data: Data, *, text_column: str | None = None, label_column: str | None = None
-) -> Sequence[Example]:
-    """Examples of a file (see adaptx.data), or those given."""
+    data: Data, task: Task, *, text_column: str | None = None, label_column: str | None = None
+) -> Sequence[Any]:
+    """A file's records, as the task reads them (see adaptx.data), or those given."""
     if isinstance(data, (str, Path)):
-        return open_examples(data, text_column=text_column, label_column=label_column)
+        return open_records(
+            data, task.kind, Columns(text_column, label_column, labelled=task.labelled)
+        )
     if not len(data):
         raise OptionError("There are no examples: give rows, or None for no dev set.")
     return data if isinstance(data, IndexedExamples) else list(data)

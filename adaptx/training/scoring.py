@@ -11,9 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptx.evaluation.metrics import classification_scores
+from adaptx.data.encode import Batch
+from adaptx.evaluation.metrics import task_scores
+from adaptx.tasks import Task
+from adaptx.tasks.base import TOKENS
 from adaptx.training.average import Average
 from adaptx.training.record import Job, Kept
+from adaptx.training.rows import EncodedRows
 from adaptx.training.runlog import RunLog
 
 
@@ -59,29 +63,51 @@ def end_epoch(
 def dev_scores(job: Job, model: nn.Module) -> dict[str, float]:
     """Loss and scores on dev; the processes share the rows and all get the answer.
 
-    `model` gives logits `[B, L]` for ids and mask int64 `[B, S]`.
+    `model` gives outputs `[B, L]`, or `[B, S, L]`, for ids and mask int64 `[B, S]`.
     """
     from accelerate.utils import gather_object
 
     model.eval()
-    accelerator, dev = job.accelerator, job.dev
+    accelerator, dev, task = job.accelerator, job.dev, job.task
     # As many rows, and so forward passes, for each process, some of them twice: FSDP waits in each.
-    share = -(-len(dev.ids) // accelerator.num_processes)
-    mine = (np.arange(share) * accelerator.num_processes + accelerator.process_index) % len(dev.ids)
-    found: list[tuple[int, list[float]]] = []
+    share = -(-len(dev) // accelerator.num_processes)
+    mine = (np.arange(share) * accelerator.num_processes + accelerator.process_index) % len(dev)
+    mine = mine[np.argsort(-dev.lengths[mine], kind="stable")]  # of like length: less padding
     # Twice a training micro-batch: no gradients are kept.
     parts = job.options.accumulate * accelerator.num_processes
     rows_at_once = 2 * max(1, job.options.batch_size // parts)
-    for batch in job.encoder.text.batches([dev.ids[row] for row in mine], rows_at_once):
-        logits = model(on_device(job, batch.input_ids), on_device(job, batch.attention_mask))
-        found += zip(mine[batch.rows].tolist(), logits.float().cpu().tolist(), strict=True)
-    gathered = dict(gather_object(found))
-    logits = torch.tensor([gathered[row] for row in range(len(dev.ids))])
-    losses = job.task.losses(logits, torch.from_numpy(dev.targets))
+    found: list[tuple[int, float, list[np.ndarray]]] = []
+    for start in range(0, share, rows_at_once):
+        rows = mine[start : start + rows_at_once]
+        batch, targets = dev.batch(rows)
+        outputs = model(on_device(job, batch.input_ids), on_device(job, batch.attention_mask))
+        losses = task.losses(outputs, on_device(job, targets)).float().tolist()
+        each = unpadded(task, outputs.float().cpu().numpy(), batch)
+        for i, (row, loss) in enumerate(zip(rows.tolist(), losses, strict=True)):
+            found.append((row, loss, each[i * task.parts : (i + 1) * task.parts]))
+    gathered = {row: (loss, each) for row, loss, each in gather_object(found)}
+    flat = [output for row in range(len(dev)) for output in gathered[row][1]]
     return {
-        "dev_loss": float(losses.mean()),
-        **classification_scores(dev.targets, logits.argmax(1).numpy()),
+        "dev_loss": float(np.mean([gathered[row][0] for row in range(len(dev))])),
+        **task_scores(task, dev.records, answers(dev, flat)),
     }
+
+
+def unpadded(task: Task, outputs: np.ndarray, batch: Batch) -> list[np.ndarray]:
+    """The outputs of each window of a batch, of its own tokens."""
+    if task.pooling != TOKENS:
+        return list(outputs)
+    lengths = batch.attention_mask.sum(1)
+    return [output[:length] for output, length in zip(outputs, lengths, strict=True)]
+
+
+def answers(rows: EncodedRows, outputs: Sequence[np.ndarray]) -> list[Any]:
+    """The task's answer to each record, from the outputs of all windows."""
+    found, at = [], 0
+    for one, windows in zip(rows.task.inputs(rows.records), rows.windows, strict=True):
+        found.append(rows.task.answer(one, windows, outputs[at : at + len(windows)]))
+        at += len(windows)
+    return found
 
 
 def on_device(job: Job, array: np.ndarray) -> Tensor:

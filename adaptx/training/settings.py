@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adaptx.errors import OptionError, choices
-from adaptx.evaluation.metrics import METRICS
-
-DEV_LOSS = "dev_loss"
+from adaptx.evaluation.metrics import metric_of
+from adaptx.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Settings:
     probe_first   begin with the probe's head instead of a random one (Kumar et al. 2022, "LP-FT",
                   arXiv 2202.10054): fewer epochs are needed
     average       score and keep the average of the weights along the way (adaptx.training.average)
-    metric        what is best on dev: accuracy, macro_f1, weighted_f1, or dev_loss, the lowest of
-                  which is the surer sign where dev has few rows
+    metric        what is best on dev: one of the task's (adaptx.evaluation.metrics), None for its
+                  first; or dev_loss, the lowest of which is the surer sign where dev has few rows
     patience      stop after so many epochs without a better dev score; None for never
     max_length    longest text in tokens; None for the encoder's own limit
     seed          of the initialization, the shuffles and the dropout
@@ -45,7 +44,7 @@ class Settings:
     smoothing: float = 0.0
     probe_first: bool = False
     average: bool = True
-    metric: str = "accuracy"
+    metric: str | None = None
     patience: int | None = None
     max_length: int | None = None
     seed: int = 0
@@ -57,6 +56,10 @@ class Settings:
             known = ", ".join(cls.__dataclass_fields__)
             raise OptionError(f"Unknown setting {choices(unknown)}; there is {known}.")
         return cls(**settings)
+
+    def for_task(self, task: Task) -> Settings:
+        """With the task's metric; OptionError for one that it hasn't."""
+        return replace(self, metric=metric_of(task, self.metric))
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "patience", "max_length"):
@@ -72,8 +75,6 @@ class Settings:
             if not number or not 0 <= value < below or (name == "lr" and value == 0):
                 least = "above 0" if name == "lr" else "at least 0"
                 raise OptionError(f"{name}={value!r} must be a number, {least}, below {below:g}.")
-        if self.metric not in (*METRICS, DEV_LOSS):
-            raise OptionError(f"metric={self.metric!r} is none of {choices((*METRICS, DEV_LOSS))}.")
         if self.accumulate > self.batch_size:
             raise OptionError(
                 f"accumulate={self.accumulate} cuts a batch of {self.batch_size} into nothing."

@@ -23,8 +23,8 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, TrainingInterrupted, choices
-from adaptx.evaluation.metrics import classification_scores
-from adaptx.tasks import Classification
+from adaptx.evaluation.metrics import task_scores
+from adaptx.tasks import Classification, Task
 from adaptx.training.average import Average
 from adaptx.training.checkpoint import Checkpoint
 from adaptx.training.display import Display
@@ -37,7 +37,7 @@ from adaptx.training.resuming import Progress, Resuming, find_checkpoint
 from adaptx.training.routed import Routed
 from adaptx.training.rows import Data, EncodedRows, open_data, training_rows
 from adaptx.training.runlog import RunLog, check_run
-from adaptx.training.scoring import end_epoch, on_device
+from adaptx.training.scoring import answers, end_epoch, on_device
 from adaptx.training.settings import Settings
 from adaptx.training.stopping import SIGNALS, Stopping
 
@@ -50,7 +50,7 @@ PRECISIONS = ("no", "bf16", "fp16")
 
 def train(
     encoder: Encoder,
-    task: Classification,
+    task: Task,
     config: PeftConfig | Full | None,
     *,
     name: str,
@@ -72,10 +72,10 @@ def train(
     """Train an adapter for `task` on a frozen encoder; returns the best on dev.
 
     `config` is a peft.LoraConfig, or another of PEFT's; Full() trains every weight of a copy of the
-    encoder; None fits a probe, a head alone. `train` and `dev` are files (see
-    adaptx.data.read) or examples; without `dev` the last epoch is kept. What is kept are averaged
-    weights (adaptx.training.average). `precision` is "no", "bf16" or "fp16" for the forward pass;
-    None takes what `accelerate launch` says.
+    encoder; None is a probe, a head alone: solved for classification, trained for other tasks.
+    `train` and `dev` are files (see adaptx.data.read) or records of the task's; without `dev` the
+    last epoch is kept. What is kept are averaged weights (adaptx.training.average). `precision` is
+    "no", "bf16" or "fp16" for the forward pass; None takes what `accelerate launch` says.
     `checkpointing` recomputes activations to save memory. `fast` takes the fast path where it fits
     (adaptx.training.fast); without it the encoder's own modules run, and nothing is fused. `run`
     is a new folder for a log (see adaptx.training.runs), and `trackers` are names that Accelerate
@@ -95,9 +95,13 @@ def train(
         raise OptionError(f"checkpoint_every={checkpoint_every!r} must be seconds, at least 0.")
     run = check_run(run, trackers, accelerator, resume)
     columns = {"text_column": text_column, "label_column": label_column}
-    train_rows = open_data(train, **columns)
-    dev_rows = open_data(dev, **columns) if dev is not None else []
+    train_rows = open_data(train, task, **columns)
+    dev_rows = open_data(dev, task, **columns) if dev is not None else []
     task = task.fit(train_rows, dev_rows)
+    options = options.for_task(task)
+    solved = config is None and isinstance(task, Classification)
+    if options.probe_first and not isinstance(task, Classification):
+        raise OptionError(f"probe_first is for classification, not for {task.kind}.")
     steps = options.epochs * -(-len(train_rows) // options.batch_size)
     adapter = Adapter.new(
         encoder,
@@ -112,7 +116,7 @@ def train(
     check_distribution(accelerator)
     place(encoder, adapter, accelerator)
     encoded = training_rows(encoder, adapter, task, train_rows)
-    if not isinstance(encoded, EncodedRows) and (config is None or options.probe_first):
+    if not isinstance(encoded, EncodedRows) and (solved or options.probe_first):
         raise OptionError(
             "A probe is solved on all rows at once, and this file is larger than memory: take a "
             "part of it, or train an adapter without a probe first."
@@ -122,7 +126,7 @@ def train(
     found = find_checkpoint(job, run) if resume and run is not None else None
     goes_on = (found.step, len(found.state["history"])) if found else (0, 0)
     with RunLog(run, accelerator, job.about(config), goes_on) as log:
-        if config is None:
+        if solved:
             with held(encoder, accelerator) as working:
                 history = _probe(replace(job, encoder=working))
             log.epoch(history[-1], best=True)
@@ -253,9 +257,9 @@ def _loss_sum(job: Job, model: nn.Module, rows: np.ndarray) -> tuple[Tensor, int
     When this process has no rows: 0, with a gradient of zeros.
     """
     batch, targets = job.train.batch(rows if len(rows) else np.zeros(1, dtype=np.int64))
-    logits = model(on_device(job, batch.input_ids), on_device(job, batch.attention_mask))
-    losses = job.task.losses(logits, on_device(job, targets), job.options.smoothing)
-    total = losses.sum() + own_model.regularization(job.adapter.model) * len(targets)
+    outputs = model(on_device(job, batch.input_ids), on_device(job, batch.attention_mask))
+    losses = job.task.losses(outputs, on_device(job, targets), job.options.smoothing)
+    total = losses.sum() + own_model.regularization(job.adapter.model) * len(losses)
     return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
 
 
@@ -272,13 +276,13 @@ def _probe(job: Job) -> list[dict[str, Any]]:
     held = (x_dev, dev.targets) if x_dev is not None else None
     entry: dict[str, Any] = {"epoch": 1}
     entry["strength"] = fit_probe(
-        job.adapter, (x_train, train.targets), held, job.options.metric, job.options.seed
+        job.adapter, (x_train, train.targets), held, job.options.metric or "", job.options.seed
     )
     if x_dev is not None and job.adapter.head is not None:
         with torch.no_grad():
             logits = job.adapter.head(torch.from_numpy(x_dev).to(job.accelerator.device)).cpu()
         entry["dev_loss"] = float(job.task.losses(logits, torch.from_numpy(dev.targets)).mean())
-        entry |= classification_scores(dev.targets, logits.argmax(1).numpy())
+        entry |= task_scores(job.task, dev.records, answers(dev, list(logits.numpy())))
     return [entry]
 
 

@@ -18,12 +18,13 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.lora import targets
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError
-from adaptx.tasks import Classification
+from adaptx.evaluation.metrics import DEV_LOSS
+from adaptx.tasks import Task
 from adaptx.training.many import train_many
 from adaptx.training.member import Member
 from adaptx.training.rows import Data
 from adaptx.training.runlog import NOT_DEVS
-from adaptx.training.settings import DEV_LOSS, Settings
+from adaptx.training.settings import Settings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -93,7 +94,7 @@ def combinations_of(
 
 def tune(
     encoder: Encoder,
-    task: Classification,
+    task: Task,
     config: LoraConfig,
     *,
     name: str,
@@ -112,7 +113,7 @@ def tune(
     alpha / r is that of `config` at every rank. Raises OptionError and DataError before any
     training, and TrainingDiverged where every trial did.
     """
-    options = Settings.of(settings or {})
+    options = Settings.of(settings or {}).for_task(task)
     combinations = combinations_of(
         encoder, config, lrs, ranks or [config.r], sites or [config.target_modules or "all-linear"]
     )
@@ -140,7 +141,7 @@ def tune(
             best = made.facts.training["best"] if made is not None else None
             scores = {k: v for k, v in best.items() if k not in NOT_DEVS} if best else None
             tried.append((Trial(rung, epochs, lr, rank, at, scores), member.name))
-        tried.sort(key=lambda one: one[0].rank(options.metric), reverse=True)
+        tried.sort(key=lambda one: one[0].rank(options.metric or ""), reverse=True)
         trials += [trial for trial, _ in tried]
         if not adapters:
             raise next(iter(found.failed.values()))

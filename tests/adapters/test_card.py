@@ -41,7 +41,7 @@ def scored(afya=20, michezo=80):
         "accuracy": 0.8125,
         "macro_f1": 0.7,
         "weighted_f1": 0.8,
-        "accuracy_interval": [0.72, 0.88],
+        "interval": [0.72, 0.88],
         "commonest": 0.8,
         "labels": {"afya": {**label, "rows": afya}, "michezo": {**label, "rows": michezo}},
     }

@@ -69,7 +69,7 @@ def inputs(encoder):
 @torch.no_grad()
 def logits(adapter, encoder):
     input_ids, mask = inputs(encoder)
-    return adapter.logits(adapter.hidden(encoder, input_ids, mask), mask)
+    return adapter.outputs(adapter.hidden(encoder, input_ids, mask), mask)
 
 
 @torch.no_grad()

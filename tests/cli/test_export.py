@@ -151,7 +151,10 @@ def test_ort_adapters_are_written_beside_the_bundle(small, three, tmp_path, caps
         (["--bank", "fp16", *FP32], "fp32 banks"),
         (["--sites", "query"], "there is all"),
         (["--dev", SAMPLE / "dev.jsonl"], "none of the adapters answers"),
-        (["--dev", f"ha={SAMPLE / 'dev.jsonl'}"], "dev names no adapter 'ha'; there is sw"),
+        (
+            ["--dev", f"ha={SAMPLE / 'dev.jsonl'}"],
+            "there is no adapter 'ha' with a task; there is sw",
+        ),
         (["--merged", "--bank", "fp16", "--sites", "all"], "takes no --bank, --sites"),
         (["--merged", "--quantize", "int4"], "there is int8, fp32"),
     ],

@@ -174,7 +174,7 @@ def test_adapters_that_cant_be_exported_are_refused_before_any_work(encoder, ada
     refused(encoder, [one, dora], tmp_path, OptionError, "'d' is of the method 'dora'.*--merged")
     bare = acting(encoder, "bare", 9)
     rows = {"bare": [Example("x", "afya")]}
-    refused(encoder, [bare], tmp_path, OptionError, "'bare' has no head", dev=rows)
+    refused(encoder, [bare], tmp_path, OptionError, "'bare' has no task", dev=rows)
 
 
 def test_another_encoders_adapter_is_refused_before_any_work(adapters, tmp_path_factory, tmp_path):
@@ -238,7 +238,7 @@ def test_the_drop_on_dev_is_reported_by_adapter(encoder, adapters, dev, tmp_path
     found = report["dev"]["two"]
     assert (found["rows"], found["torch"]) == (len(PROBE_TEXTS), 1.0)
     assert found["drop"] == pytest.approx(1 - found["bundle"]) and found["low"] <= found["drop"]
-    assert found["same_label"] == pytest.approx(found["bundle"])  # torch has every row right
+    assert found["metric"] == "accuracy"  # torch has every row right
     assert read_bundle(tmp_path / "bundle")[0].parity["dev"]["two"] == pytest.approx(found)
 
 

@@ -163,7 +163,7 @@ def test_bad_input_is_refused_before_any_work(small, small_folders, tmp_path):
     with pytest.raises(OptionError, match=r"'int4'.*int8"):
         ax.export_merged(small, adapter, tmp_path / "a", quantize="int4")
     bare = ax.Adapter.new(small, None, None, name="bare")
-    with pytest.raises(OptionError, match="no head"):
+    with pytest.raises(OptionError, match="no task"):
         ax.export_merged(small, bare, tmp_path / "a")
     other = ax.Encoder.from_pretrained(small_folders["roberta"])
     with pytest.raises(FingerprintError):

@@ -1,0 +1,131 @@
+"""What an encoder reads at once of a row: one or two texts as a window, or several that overlap.
+
+S tokens of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adaptx.data.encode import TextEncoder, check_texts
+from adaptx.errors import OptionError
+
+OVERLAP = 96  # tokens that a window has in common with the one before
+LEAST = 16  # tokens of a window, at least, that are of the text it slides over
+
+Input = str | tuple[str, str]  # one text, or two that are read together
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Token ids with their special tokens, and where they stand.
+
+    offsets  int32 `[S, 2]`: each token's characters in the row's text, in its second one where it
+             has two; (-1, -1) for the others. None where nobody asked
+    cut      tokens at the end of the row that are read nowhere
+    """
+
+    ids: list[int]
+    offsets: np.ndarray | None = None
+    cut: int = 0
+
+
+def check_inputs(inputs: Sequence[Any]) -> None:
+    """Raise OptionError for what is neither a text nor two."""
+    flat: list[Any] = []
+    for one in inputs:
+        two = isinstance(one, (tuple, list)) and len(one) == 2
+        flat += one if two else [one]
+    check_texts(flat)
+
+
+def whole(
+    text: TextEncoder, prefix: str, inputs: Sequence[Input], max_length: int | None = None
+) -> list[Window]:
+    """One window of each input, `prefix` before its first text; what is too long loses its end.
+
+    Of two texts the longer one loses its own first. Raises OptionError as `TextEncoder.ids`.
+    """
+    check_inputs(inputs)
+    found: dict[int, Window] = {}
+    alone = [i for i, one in enumerate(inputs) if isinstance(one, str)]
+    ids, cut = text.cut([f"{prefix}{inputs[i]}" for i in alone], max_length)
+    for i, tokens, lost in zip(alone, ids, cut, strict=True):
+        found[i] = Window(tokens, cut=lost)
+    for i, one in enumerate(inputs):
+        if not isinstance(one, str):
+            found[i] = _two(text, prefix + one[0], one[1], max_length)
+    return [found[i] for i in range(len(inputs))]
+
+
+def sliding(
+    text: TextEncoder,
+    prefix: str,
+    inputs: Sequence[Input],
+    max_length: int | None = None,
+    overlap: int = OVERLAP,
+) -> list[list[Window]]:
+    """The windows of each input, with offsets: every token of its text is in at least one.
+
+    Of two texts the second is slid over, and the first stands before each of its windows; it keeps
+    at most half of a window. Raises OptionError as `TextEncoder.ids`.
+    """
+    check_inputs(inputs)
+    return [_slid(text, prefix, one, max_length, overlap) for one in inputs]
+
+
+def _slid(
+    text: TextEncoder, prefix: str, one: Input, max_length: int | None, overlap: int
+) -> list[Window]:
+    if isinstance(one, str):
+        tokenizer, room = text.tokenizer, _room(text, max_length, 1)
+        encoding = tokenizer.encode(prefix + one, add_special_tokens=False)
+        encoding.truncate(room, stride=min(overlap, room // 2))
+        made = tokenizer.post_process(encoding)
+        return [_window(part, 0, len(prefix)) for part in (made, *made.overflowing)]
+    tokenizer, room = text.tokenizer, _room(text, max_length, 2)
+    first = tokenizer.encode(prefix + one[0], add_special_tokens=False)
+    first.truncate(room // 2)
+    second = tokenizer.encode(one[1], add_special_tokens=False)
+    room -= len(first.ids)
+    second.truncate(room, stride=min(overlap, room // 2))
+    parts = (second, *second.overflowing)
+    return [_window(tokenizer.post_process(first, part), 1, 0) for part in parts]
+
+
+def _window(encoding: Any, sequence: int, shift: int) -> Window:
+    """A window whose offsets are those of one of its texts, which begins at `shift`."""
+    offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2) - shift
+    inside = [found == sequence for found in encoding.sequence_ids]
+    outside = ~np.array(inside, bool) | (offsets[:, 1] <= 0)
+    offsets[outside] = -1
+    return Window(list(encoding.ids), np.where(outside[:, None], -1, np.maximum(offsets, 0)))
+
+
+def _two(text: TextEncoder, first: str, second: str, max_length: int | None) -> Window:
+    room = _room(text, max_length, 2)
+    parts = [text.tokenizer.encode(one, add_special_tokens=False) for one in (first, second)]
+    one, two = lengths = [len(part.ids) for part in parts]
+    if one + two > room:  # what is left to the longer one, but never less than half
+        one = min(one, max(room - two, room - room // 2))
+        two = min(two, room - one)
+    cut = sum(lengths) - one - two
+    for part, length in zip(parts, (one, two), strict=True):
+        part.truncate(length)
+    return Window(list(text.tokenizer.post_process(*parts).ids), cut=cut)
+
+
+def _room(text: TextEncoder, max_length: int | None, texts: int) -> int:
+    """How many tokens a window takes, beside the special ones."""
+    limit = text.max_length if max_length is None else min(max_length, text.max_length)
+    room = limit - int(text.tokenizer.num_special_tokens_to_add(texts == 2))
+    if room < LEAST * texts:
+        raise OptionError(
+            f"max_length={limit} leaves {max(room, 0)} tokens beside the special ones; at least "
+            f"{LEAST * texts} are needed."
+        )
+    return room

@@ -1,0 +1,369 @@
+"""A tag for each word: named entities (BIO), parts of speech.
+
+logits_SL = hidden_SH W_LH^T + b_L at a word's first token; loss = cross entropy, its mean over the
+words of a window. BIO is decoded by the best path that it allows (Viterbi 1967). A text longer than
+the encoder reads goes through it in overlapping windows; a word is answered by the window in which
+it has the most context.
+
+S tokens, W words, L tags.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adaptx.data.encode import TextEncoder
+from adaptx.data.records import Tagged
+from adaptx.data.windows import Window, sliding
+from adaptx.errors import DataError, OptionError, choices
+from adaptx.tasks.base import IGNORED, TOKENS, Task, checked_labels, softmax
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMES = ("bio", "plain")
+Spans = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A name in a text: `text[start:end]`, in characters; the score is its words' mean."""
+
+    label: str
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The answer to one text: its words, a tag for each, and the entities that BIO tags make."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    entities: tuple[Entity, ...]
+    bio: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Entities, or words with their tags."""
+        if self.bio:
+            return {"entities": [asdict(entity) for entity in self.entities]}
+        return {"words": list(self.words), "tags": list(self.tags)}
+
+    def __str__(self) -> str:
+        if self.bio:
+            found = (f"[{e.label} {e.text}] {e.score:.3f}" for e in self.entities)
+            return ", ".join(found) or "no entity"
+        return " ".join(f"{w}/{t}" for w, t in zip(self.words, self.tags, strict=True))
+
+
+@dataclass(frozen=True)
+class TokenClassification(Task):
+    """One of `labels`, the tags, for each word.
+
+    Without labels, `fit` takes those of the training data. `scheme` is "bio" (O, B-LOC, I-LOC …,
+    whose runs make entities) or "plain" (any tags, such as parts of speech). With `repair`, an I-
+    that continues nothing begins an entity; without it such data is refused. A text is read word by
+    word: pass a text, or a list of its words.
+    """
+
+    labels: tuple[str, ...] = ()
+    scheme: str = "bio"
+    repair: bool = False
+    pooling: str = TOKENS
+
+    kind = "token-classification"
+    hub = "token-classification"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", checked_labels(self.labels))
+        self.check_pooling((TOKENS,))
+        if self.scheme not in SCHEMES:
+            raise OptionError(f"scheme={self.scheme!r} is none of {choices(SCHEMES)}.")
+        if self.scheme == "bio":
+            for label in self.labels:
+                if _split(label) is None:
+                    raise OptionError(f"The label {label!r} is no BIO tag: {_REMEDY}.")
+
+    @property
+    def reads(self) -> str:
+        """What it does, in words."""
+        what = "finds the entities in it" if self.scheme == "bio" else "tags each of its words"
+        return f"It reads a text and {what}"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Of entities in BIO; and the share of words whose tag is right."""
+        return ("f1", "precision", "recall", "accuracy") if self.scheme == "bio" else ("accuracy",)
+
+    def fit(self, train: Sequence[Tagged], dev: Sequence[Tagged] = ()) -> TokenClassification:
+        """The task with its tags, in BIO B- and I- of each type; DataError for a bad row."""
+        if not train:
+            raise DataError("there are no training examples.")
+        found = self._found(train)
+        unseen = sorted(self._found(dev) - found)
+        if unseen and not self.labels:
+            tag = unseen[0]
+            record = next(r for r in dev if tag in {_type(t, self.scheme) for t in r.tags})
+            raise record.error(
+                f"{tag!r} stands in dev but not in train (which has {choices(sorted(found))}): it "
+                f"can't be learnt. Add rows of it to train, or take it out of dev."
+            )
+        task = self if self.labels else replace(self, labels=self._labels(found))
+        if len(task.labels) < 2:
+            raise DataError(
+                f"there is one tag only, {choices(task.labels)}: tagging needs at least two.",
+                train[0].path or None,
+            )
+        task.check(train)
+        task.check(dev)
+        return task
+
+    def check(self, records: Sequence[Tagged]) -> None:
+        """Raise DataError for an unknown tag, and for BIO that isn't (see `repair`)."""
+        known = set(self.labels)
+        for record in records:
+            before = "O"
+            for place, (word, tag) in enumerate(zip(record.tokens, record.tags, strict=True)):
+                where = f"word {place + 1}, {word!r}"
+                if self.scheme == "bio":
+                    self._check_bio(record, tag, before, where)
+                if known and tag not in known:
+                    raise record.error(
+                        f"{where}: unknown tag {tag!r}; allowed: {choices(self.labels)}."
+                    )
+                before = tag
+
+    def _check_bio(self, record: Tagged, tag: str, before: str, where: str) -> None:
+        if (parts := _split(tag)) is None:
+            raise record.error(f"{where}: the tag {tag!r} is none of BIO's: {_REMEDY}.")
+        mark, name = parts
+        if mark == "I" and not self.repair and name != (_split(before) or ("", ""))[1]:
+            raise record.error(
+                f"{where}: {tag} follows {before}, so it continues no entity: begin it with "
+                f"B-{name}, or let that be done (repair=True, --repair)."
+            )
+
+    def _found(self, records: Iterable[Tagged]) -> set[str]:
+        """Types in BIO, else tags."""
+        for record in records:
+            if self.scheme == "bio" and (bad := [t for t in record.tags if _split(t) is None]):
+                place = record.tags.index(bad[0])
+                where = f"word {place + 1}, {record.tokens[place]!r}"
+                raise record.error(f"{where}: the tag {bad[0]!r} is none of BIO's: {_REMEDY}.")
+        found = {_type(tag, self.scheme) for record in records for tag in record.tags}
+        return found - {""}
+
+    def _labels(self, found: set[str]) -> tuple[str, ...]:
+        if self.scheme == "plain":
+            return tuple(sorted(found))
+        return ("O", *(f"{mark}-{name}" for name in sorted(found) for mark in "BI"))
+
+    def inputs(self, records: Sequence[Tagged]) -> list[Any]:
+        """The words of each sentence."""
+        return [list(record.tokens) for record in records]
+
+    def windows(
+        self, text: TextEncoder, prefix: str, inputs: Sequence[Any], max_length: int | None = None
+    ) -> list[list[Window]]:
+        """Overlapping windows, with offsets; each input is a text, or a list of words."""
+        return sliding(text, prefix, [_text(one) for one in inputs], max_length)
+
+    def targets(
+        self, records: Sequence[Tagged], windows: Sequence[Sequence[Window]] = ()
+    ) -> list[np.ndarray]:
+        """int64 `[S]` of each window: the tag at a word's first token, IGNORED elsewhere."""
+        index = {label: i for i, label in enumerate(self.labels)}
+        found = []
+        for record, its_windows in zip(records, windows, strict=True):
+            spans = word_spans(list(record.tokens))
+            tags = self._repaired(record.tags)
+            for number, window in enumerate(its_windows):
+                target = np.full(len(window.ids), IGNORED, np.int64)
+                for word, token in first_tokens(spans, window, number == 0):
+                    target[token] = index[tags[word]]
+                found.append(target)
+        return found
+
+    def _repaired(self, tags: Sequence[str]) -> list[str]:
+        if self.scheme != "bio":
+            return list(tags)
+        found, before = [], ""
+        for tag in tags:
+            mark, name = _split(tag) or ("O", "")
+            found.append(f"B-{name}" if mark == "I" and name != before else tag)
+            before = name
+        return found
+
+    def stacked(self, targets: Sequence[np.ndarray], tokens: int) -> np.ndarray:
+        """int64 `[B, tokens]`, IGNORED at padding."""
+        found = np.full((len(targets), tokens), IGNORED, np.int64)
+        for row, target in zip(found, targets, strict=True):
+            row[: len(target)] = target
+        return found
+
+    def losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Logits `[B, S, L]`, targets int64 `[B, S]` -> the mean over each row's words, fp32."""
+        from torch.nn.functional import cross_entropy
+
+        losses = cross_entropy(
+            outputs.float().transpose(1, 2),
+            targets,
+            reduction="none",
+            ignore_index=IGNORED,
+            label_smoothing=smoothing,
+        )
+        return losses.sum(1) / (targets != IGNORED).sum(1).clamp(min=1)
+
+    def answer(self, one: Any, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Tags:
+        """The tags of a text's words, or of the words given."""
+        text, spans = _text(one), word_spans(one)
+        logits_WL = self._logits(spans, windows, outputs)
+        scores_WL = softmax(logits_WL)
+        path = self._path(np.log(np.maximum(scores_WL, 1e-30)))
+        tags = [self.labels[i] for i in path]
+        scores = scores_WL[np.arange(len(path)), path]
+        words = tuple(text[start:end] for start, end in spans)
+        bio = self.scheme == "bio"
+        entities = _entities(text, spans, tags, scores) if bio else ()
+        return Tags(words, tuple(tags), entities, bio)
+
+    def _logits(
+        self, spans: Spans, windows: Sequence[Window], outputs: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """`[W, L]`: of each word, from the window with the most tokens on both sides of it.
+
+        A word that became no token is outside of everything, as far as the tags know.
+        """
+        found = np.zeros((len(spans), len(self.labels)))
+        if "O" in self.labels:
+            found[:, self.labels.index("O")] = 1e3
+        context = np.full(len(spans), -1)
+        for number, (window, logits_SL) in enumerate(zip(windows, outputs, strict=True)):
+            last = len(window.ids) - 1
+            for word, token in first_tokens(spans, window, number == 0):
+                left = token if number else last  # nothing stands before the first window
+                right = last - token if number < len(windows) - 1 else last
+                if min(left, right) > context[word]:
+                    context[word], found[word] = min(left, right), logits_SL[token]
+        return found
+
+    def _path(self, log_p_WL: np.ndarray) -> np.ndarray:
+        """The likeliest tags `[W]` of those that the scheme allows."""
+        if self.scheme != "bio" or not len(log_p_WL):
+            return log_p_WL.argmax(1)
+        parts = [_split(label) or ("O", "") for label in self.labels]
+        allowed = np.array(
+            [[mark != "I" or name == before for mark, name in parts] for _, before in parts]
+        )
+        never_LL = np.where(allowed, 0.0, -np.inf)  # [before, after]
+        start_L = np.array([-np.inf if mark == "I" else 0.0 for mark, _ in parts])
+        best_L, back = log_p_WL[0] + start_L, []
+        for row_L in log_p_WL[1:]:
+            through_LL = best_L[:, None] + never_LL
+            back.append(through_LL.argmax(0))
+            best_L = through_LL.max(0) + row_L
+        path = [int(best_L.argmax())]
+        for step in reversed(back):
+            path.append(int(step[path[-1]]))
+        return np.array(path[::-1])
+
+
+_REMEDY = "O, or B- or I- with a type; for other tags, such as parts of speech, scheme='plain'"
+
+
+def word_spans(one: str | Sequence[str]) -> list[tuple[int, int]]:
+    """Where the words are, in characters: those of a list, joined by spaces, or those of a text.
+
+    In a text, white space ends a word; a punctuation mark or symbol is one of its own, but inside
+    a word (ng'ombe, 3.5) it is a part of it.
+    """
+    spans: list[tuple[int, int]] = []
+    if not isinstance(one, str):
+        at = 0
+        for word in one:
+            spans.append((at, at + len(word)))
+            at += len(word) + 1
+        return spans
+    start = None
+    for i, character in enumerate(one):
+        mark = unicodedata.category(character)[0] in "PS"
+        inside = start is not None and mark and i + 1 < len(one) and one[i + 1].isalnum()
+        if mark and not (inside and one[i - 1].isalnum()):
+            if start is not None:
+                spans.append((start, i))
+            spans.append((i, i + 1))
+            start = None
+        elif character.isspace():
+            if start is not None:
+                spans.append((start, i))
+            start = None
+        elif start is None:
+            start = i
+    if start is not None:
+        spans.append((start, len(one)))
+    return spans
+
+
+def first_tokens(spans: Spans, window: Window, first: bool) -> Iterable[tuple[int, int]]:
+    """(word, token) for each word whose first token stands in the window.
+
+    `first`: whether the window is its row's first. In another, a word may have begun before it.
+    """
+    assert window.offsets is not None
+    inside = np.flatnonzero(window.offsets[:, 1] >= 0)
+    starts, ends = window.offsets[inside].T
+    begins = np.array([start for start, _ in spans], np.int64)
+    for word, at in enumerate(np.searchsorted(ends, begins, side="right")):
+        if at == len(inside) or starts[at] >= spans[word][1]:
+            continue
+        if at or first or starts[at] <= begins[word]:
+            yield word, int(inside[at])
+
+
+def _text(one: str | Sequence[str]) -> str:
+    if isinstance(one, str):
+        return one
+    if not isinstance(one, (list, tuple)) or not all(isinstance(w, str) for w in one):
+        raise OptionError(f"A text, or a list of words, is needed for tagging; this is {one!r}.")
+    return " ".join(one)
+
+
+def _split(tag: str) -> tuple[str, str] | None:
+    """(mark, type) of a BIO tag; ("O", "") for O; None for any other."""
+    if tag == "O":
+        return "O", ""
+    mark, dash, name = tag.partition("-")
+    return (mark, name) if mark in ("B", "I") and dash and name else None
+
+
+def _type(tag: str, scheme: str) -> str:
+    return tag if scheme == "plain" else (_split(tag) or ("", ""))[1]
+
+
+def _entities(
+    text: str, spans: Spans, tags: Sequence[str], scores: np.ndarray
+) -> tuple[Entity, ...]:
+    found: list[Entity] = []
+    begun: list[int] = []
+
+    def end() -> None:
+        if begun:
+            start, stop = spans[begun[0]][0], spans[begun[-1]][1]
+            name = tags[begun[0]].partition("-")[2]
+            found.append(Entity(name, text[start:stop], start, stop, float(scores[begun].mean())))
+            begun.clear()
+
+    for i, tag in enumerate(tags):
+        if not tag.startswith("I-"):
+            end()
+        if tag != "O":
+            begun.append(i)
+    end()
+    return tuple(found)
