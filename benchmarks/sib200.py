@@ -4,8 +4,10 @@ Data      SIB-200 (Adelani et al. 2024, arXiv 2309.07445), 701/99/204 rows a lan
           DATA/sib200/<language>/{train,dev,test}.tsv; DATA is --data or $ADAPTX_DATA.
 Search    GRIDS below: two learning rates for LoRA and two for full fine-tuning, each scored on the
           dev rows of SEARCHED with seed 0; the best mean is in CHOSEN. The probe chooses its
-          regularization among 13 values, on dev, for each language. No epoch is chosen: 99 dev rows
-          can't tell epochs apart, and the last one's averaged weights stand.
+          regularization among 13 values by cross-validation. No epoch is chosen: 99 dev rows can't
+          tell epochs apart, and the last one's averaged weights stand.
+Fit       With the chosen settings every method is trained on the rows of train and dev together:
+          the choice is made, and 99 rows more matter beside 701. --train-only leaves them out.
 Command   python -m benchmarks.sib200 --langs swh_Latn --seeds 1 --methods lora,probe
           python -m benchmarks.sib200 --search lora,full
 
@@ -67,7 +69,10 @@ def compare(methods: list[str], options: argparse.Namespace) -> dict[str, Any]:
             settings = GRIDS[method][CHOSEN[method]]
             # Full fine-tuning takes long, and a probe has no seed: its optimum is one.
             seeds = {"full": options.full_seeds, "probe": 1}.get(method, options.seeds)
-            found = [cached(lang, method, settings, seed, options) for seed in range(seeds)]
+            found = [
+                cached(lang, method, settings, seed, options, with_dev=not options.train_only)
+                for seed in range(seeds)
+            ]
             runs.setdefault(lang, {})[method] = found
     results: dict[str, Any] = {
         lang: {method: mean(found) for method, found in by_method.items()}
@@ -95,11 +100,17 @@ def search(methods: list[str], options: argparse.Namespace) -> dict[str, Any]:
 
 
 def cached(
-    lang: str, method: str, settings: dict[str, Any], seed: int, options: argparse.Namespace
+    lang: str,
+    method: str,
+    settings: dict[str, Any],
+    seed: int,
+    options: argparse.Namespace,
+    *,
+    with_dev: bool = False,
 ) -> dict[str, Any]:
     """The result of a run, from the cache where it stands there."""
     folder = options.data / "sib200" / lang
-    run_by = [adaptx.__version__, ENCODER, settings]
+    run_by = [adaptx.__version__, ENCODER, settings, with_dev]
     digest = hashlib.sha256(json.dumps(run_by, sort_keys=True).encode())
     for split in ("train", "dev", "test"):
         digest.update(find_split(folder, split).read_bytes())
@@ -107,7 +118,7 @@ def cached(
     if path.is_file():
         return json.loads(path.read_text())
     print(f"{lang}, {method}, lr {settings.get('lr')}, seed {seed} …", file=sys.stderr)
-    result = run(folder, method, settings, seed)
+    result = run(folder, method, settings, seed, with_dev)
     options.cache.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result))
@@ -115,8 +126,10 @@ def cached(
     return result
 
 
-def run(folder: Path, method: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Train on train, to the last epoch; count on dev and test. A probe is fitted with dev."""
+def run(
+    folder: Path, method: str, settings: dict[str, Any], seed: int, with_dev: bool
+) -> dict[str, Any]:
+    """Train on train, or on train and dev, to the last epoch; count on dev and test."""
     from peft import LoraConfig
 
     train, dev, test = (
@@ -134,8 +147,7 @@ def run(folder: Path, method: str, settings: dict[str, Any], seed: int) -> dict[
         adaptx.tasks.Classification(),
         config,
         name=f"{folder.name}-{method}",
-        train=train,
-        dev=dev if method == "probe" else None,
+        train=train + dev if with_dev else train,
         seed=seed,
         **settings,
     )
@@ -202,6 +214,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--methods", default="lora,probe", help="comma-separated: lora, full, probe"
     )
+    parser.add_argument("--train-only", action="store_true", help="don't train on dev too")
     parser.add_argument("--search", help="score these methods' grids on dev instead")
     parser.add_argument("--data", type=Path, default=Path(data) if data else None)
     parser.add_argument("--cache", type=Path, default=Path(__file__).parent / ".cache")

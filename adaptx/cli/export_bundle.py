@@ -308,9 +308,8 @@ def _show(report: Mapping[str, Any]) -> None:
         for name, one in report["dev"].items():
             shares = [f"{one[way]:.3f}" for way in ("torch", "bundle")]
             drop, low, high = (f"{100 * one[key]:.2f}" for key in ("drop", "low", "high"))
-            rows.append(
-                (f"{name}, {title(one['metric'])}", one["rows"], *shares, drop, f"{low} to {high}")
-            )
-        columns = ("score on dev", "rows", "torch", "bundle", "drop in points", "95% interval")
+            metric = title(one["metric"])
+            rows.append((name, metric, one["rows"], *shares, drop, f"{low} to {high}"))
+        columns = ("dev", "score", "rows", "torch", "bundle", "drop in points", "95% interval")
         typer.echo()
         print_table(columns, rows)

@@ -144,9 +144,7 @@ def _of_bundle(
         answers = runtime.predict(rows, names, language=language)
     found: list[Found] = []
     for one in answers:
-        answer = one.vector if one.prediction is None else one.prediction
-        assert answer is not None
-        found.append((one.adapter, answer, {"truncated": one.truncated}))
+        found.append((one.adapter, one.value, {"truncated": one.truncated}))
     return found
 
 

@@ -44,6 +44,26 @@ class Example(Placed):
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled(Placed):
+    """One text and the names of its labels."""
+
+    text: str
+    names: tuple[str, ...]
+    path: str = ""
+    line: int = 0
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What an encoder reads, by name."""
+        return {"text": self.text}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Its labels."""
+        return self.names
+
+
+@dataclass(frozen=True, slots=True)
 class Tagged(Placed):
     """One sentence for token classification: its words, and a tag for each of them."""
 
@@ -110,4 +130,4 @@ class Pair(Placed):
         return () if self.label is None else (self.label,)
 
 
-Record = Example | Tagged | Passage | Pair
+Record = Example | Labelled | Tagged | Passage | Pair

@@ -10,7 +10,7 @@ from typing import Any
 
 from adaptx.data.aligned import read_aligned
 from adaptx.data.conll import read_conll
-from adaptx.data.records import Example, Pair, Passage, Tagged
+from adaptx.data.records import Example, Labelled, Pair, Passage, Tagged
 from adaptx.data.rows import Row, each
 from adaptx.data.squad import passage_of, read_squad
 from adaptx.data.tables import HUB, ending, read_rows, unknown_ending
@@ -18,6 +18,7 @@ from adaptx.errors import DataError, OptionError
 
 TEXT_COLUMNS = ("text", "sentence", "tweet", "review", "content", "utterance")
 LABEL_COLUMNS = ("label", "category", "topic", "class", "sentiment", "intent")
+MULTI_COLUMNS = ("labels", "categories", "topics", "tags")
 TOKEN_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels")
 PAIR_COLUMNS = (
@@ -61,6 +62,30 @@ def _label(columns: Columns, row: Row) -> str | None:
     else:
         name = next((known for known in LABEL_COLUMNS if known in row.values), None)
     return row.label(name, needed=needed)
+
+
+def labelled(source: str | Path, columns: Columns) -> Iterator[Labelled | DataError]:
+    """Texts with several labels: a list, or names with | between them."""
+    return each(read_rows(source), partial(_labelled_of, columns))
+
+
+def _labelled_of(columns: Columns, row: Row) -> Labelled:
+    text = row.text(row.column(columns.text, TEXT_COLUMNS, "text"), "text")
+    column = row.column(columns.label, (*MULTI_COLUMNS, *LABEL_COLUMNS), "label")
+    value = row.values[column]
+    if isinstance(value, list):
+        names = row.names(column, "labels")
+    else:
+        label = row.label(column, needed=columns.labelled) or ""
+        names = tuple(name.strip() for name in label.split("|") if name.strip())
+    if not names and columns.labelled:
+        raise row.error(
+            f"the row has no label (column {column!r}): name at least one, such as 'none', or take "
+            f"the row out."
+        )
+    if len(set(names)) < len(names):
+        raise row.error(f"a label stands twice: {', '.join(names)}.")
+    return Labelled(text, names, row.path, row.line)
 
 
 def tagged(source: str | Path, columns: Columns) -> Iterator[Tagged | DataError]:
@@ -147,4 +172,6 @@ STREAMS: Mapping[str, Callable[[str | Path, Columns], Iterator[Any]]] = {
     "token-classification": tagged,
     "question-answering": passages,
     "pairs": pairs,
+    "multi-label": labelled,
+    "retrieval": pairs,
 }

@@ -18,6 +18,7 @@ import numpy as np
 
 from adaptx.errors import OptionError, choices
 from adaptx.evaluation.metrics import METRICS
+from adaptx.evaluation.tally import share
 
 _AT_ONCE = 4_000_000  # counts in memory at once: 32 MB
 _ZERO = 1e-12  # two equal sums of shares may differ by rounding
@@ -124,19 +125,24 @@ def paired_ratio(
 ) -> Difference:
     """The same for a score that is a sum over rows divided by another, as a span's F1 is.
 
-    `a` and `b` are (numerators, denominators), each `[N]`, of the same rows; a sum of 0 below makes
-    a score of 0.
+    `a` and `b` are (numerators, denominators) of the same rows, as in adaptx.evaluation.tally.
     """
-    sums_4N = np.array([*a, *b], dtype=np.float64)
-    rows = sums_4N.shape[1]
+    parts = [np.asarray(part, dtype=np.float64) for part in (*a, *b)]
+    rows = len(parts[0])
     groups_N = np.zeros(rows, np.int64) if groups is None else np.asarray(groups)
-    if not rows or groups_N.shape != (rows,):
-        raise OptionError(f"A paired comparison needs the same rows: {rows}, {len(groups_N)}.")
+    if not rows or {len(part) for part in parts} | {len(groups_N)} != {rows}:
+        raise OptionError(
+            f"A paired comparison needs the same rows: there are {[len(part) for part in parts]} "
+            f"and {len(groups_N)} groups."
+        )
     groups_N = np.unique(groups_N, return_inverse=True)[1]
 
     def difference(counts_RN: np.ndarray) -> np.ndarray:
-        above_a, below_a, above_b, below_b = sums_4N @ counts_RN.T
-        return _share(above_a, below_a) - _share(above_b, below_b)
+        of_a, of_b = (
+            share(counts_RN @ above, counts_RN @ below).reshape(len(counts_RN), -1).mean(1)
+            for above, below in (parts[:2], parts[2:])
+        )
+        return of_a - of_b
 
     generator, ones_N = np.random.default_rng(seed), np.ones(rows)
     step = max(1, _AT_ONCE // rows)
@@ -156,10 +162,6 @@ def paired_ratio(
         rows=rows,
         resamples=resamples,
     )
-
-
-def _share(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
 
 
 def _draw(

@@ -12,8 +12,18 @@ from typing import Any
 import numpy as np
 
 from adaptx.errors import OptionError, choices
-from adaptx.evaluation.spans import Tally, span_tally, word_tally
-from adaptx.tasks import Classification, Task, TokenClassification
+from adaptx.evaluation.questions import answer_tally
+from adaptx.evaluation.ranking import rank_tally
+from adaptx.evaluation.spans import span_tally, word_tally
+from adaptx.evaluation.tally import Tally, ratio
+from adaptx.tasks import (
+    Classification,
+    MultiLabel,
+    QuestionAnswering,
+    Retrieval,
+    Task,
+    TokenClassification,
+)
 from adaptx.tasks.base import TITLES, title
 
 METRICS = ("accuracy", "macro_f1", "weighted_f1")  # of one label a row
@@ -48,21 +58,51 @@ def tally(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> Tally:
     if isinstance(task, TokenClassification):
         spans = span_tally(records, answers) if task.scheme == "bio" else {}
         return spans | word_tally(records, answers)
+    if isinstance(task, MultiLabel):
+        return label_tally(*_named(task, records, answers))
+    if isinstance(task, QuestionAnswering):
+        return answer_tally(records, answers)
+    if isinstance(task, Retrieval):
+        return rank_tally(answers)
     raise OptionError(f"The task {task.kind!r} has no metrics.")
 
 
 def tally_by_label(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> dict[str, Tally]:
-    """The same for each label that has scores of its own."""
+    """f1, precision and recall of each label that has scores of its own."""
     if isinstance(task, TokenClassification) and task.scheme == "bio":
         kinds = dict.fromkeys(label[2:] for label in task.labels if label != "O")
         return {kind: span_tally(records, answers, kind) for kind in kinds}
+    if isinstance(task, MultiLabel):
+        gold_NL, said_NL = _named(task, records, answers)
+        found = {}
+        for i, label in enumerate(task.labels):
+            gold, said = gold_NL[:, i], said_NL[:, i]
+            right = gold * said
+            found[label] = {
+                "f1": (2 * right, gold + said),
+                "precision": (right, said),
+                "recall": (right, gold),
+            }
+        return found
     return {}
 
 
-def ratio(above_N: np.ndarray, below_N: np.ndarray) -> float:
-    """The sums' ratio; 0 where there is nothing to divide by."""
-    below = float(below_N.sum())
-    return float(above_N.sum()) / below if below else 0.0
+def _named(
+    task: MultiLabel, records: Sequence[Any], answers: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """fp64 `[N, L]`: which labels each row has, and which it was given."""
+    said = [[float(label in answer.labels) for label in task.labels] for answer in answers]
+    return task.targets(records).astype(np.float64), np.array(said)
+
+
+def label_tally(gold_NL: np.ndarray, said_NL: np.ndarray) -> Tally:
+    """F1 of all labels together, its mean over labels, and rows with all labels right."""
+    right = gold_NL * said_NL
+    return {
+        "micro_f1": (2 * right.sum(1), (gold_NL + said_NL).sum(1)),
+        "macro_f1": (2 * right, gold_NL + said_NL),
+        "accuracy": ((gold_NL == said_NL).all(1) * 1.0, np.ones(len(gold_NL))),
+    }
 
 
 def classification_scores(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

@@ -16,13 +16,12 @@ from adaptx.errors import OptionError
 from adaptx.evaluation.compare import Difference, paired_bootstrap, paired_ratio
 from adaptx.evaluation.metrics import (
     METRICS,
-    Tally,
     classification_scores,
     predicted,
-    ratio,
     tally,
     tally_by_label,
 )
+from adaptx.evaluation.tally import Tally, ratio
 from adaptx.tasks import Classification, Task
 
 

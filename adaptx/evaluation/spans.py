@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from adaptx.data.records import Tagged
+from adaptx.evaluation.tally import Tally
 from adaptx.tasks.token_classification import Tags
-
-Tally = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def span_tally(

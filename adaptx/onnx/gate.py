@@ -110,7 +110,7 @@ def check_drop(
     task.check(rows)
     inputs = task.inputs(rows)
     in_torch: Any = report_of(task, rows, encoder.predict(inputs, adapter))
-    served = [answer.prediction for answer in runtime.predict(inputs, adapter.name)]
+    served = [answer.value for answer in runtime.predict(inputs, adapter.name)]
     in_bundle: Any = report_of(task, rows, served)
     metric = task.metrics[0]
     found = in_torch.less(in_bundle, metric)

@@ -23,6 +23,11 @@ class Answer:
     vector: np.ndarray | None
     truncated: int = 0
 
+    @property
+    def value(self) -> Any:
+        """The prediction, or else the vector."""
+        return self.vector if self.prediction is None else self.prediction
+
 
 @dataclass(frozen=True)
 class AdapterInfo:

@@ -465,7 +465,9 @@ def _answer(
         return Answer(name, None, states[0], cut)
     head = row.loaded.head
     outputs = [head.row(state) for state in states] if head is not None else states
-    return Answer(name, row.loaded.task.answer(one, windows, outputs), None, cut)
+    answer = row.loaded.task.answer(one, windows, outputs)
+    is_vector = isinstance(answer, np.ndarray)
+    return Answer(name, None if is_vector else answer, answer if is_vector else None, cut)
 
 
 def _text_encoder(folder: Path, facts: BundleFacts) -> TextEncoder:

@@ -8,14 +8,32 @@ from typing import Any, cast
 from adaptx.errors import FolderError, OptionError, choices
 from adaptx.tasks.base import Prediction, Task
 from adaptx.tasks.classification import Classification
+from adaptx.tasks.multi_label import MultiLabel
+from adaptx.tasks.pairs import PairClassification
+from adaptx.tasks.question_answering import QuestionAnswering
+from adaptx.tasks.retrieval import Retrieval
 from adaptx.tasks.token_classification import TokenClassification
 
-TASKS: dict[str, type[Task]] = {task.kind: task for task in (Classification, TokenClassification)}
+TASKS: dict[str, type[Task]] = {
+    task.kind: task
+    for task in (
+        Classification,
+        MultiLabel,
+        PairClassification,
+        TokenClassification,
+        QuestionAnswering,
+        Retrieval,
+    )
+}
 
 __all__ = [
     "TASKS",
     "Classification",
+    "MultiLabel",
+    "PairClassification",
     "Prediction",
+    "QuestionAnswering",
+    "Retrieval",
     "Task",
     "TokenClassification",
     "make_task",

@@ -27,6 +27,12 @@ TITLES = {  # of metrics, in a table or a sentence
     "macro_f1": "macro F1",
     "weighted_f1": "weighted F1",
     "f1": "F1",
+    "micro_f1": "micro F1",
+    "exact_match": "exact match",
+    "mrr": "MRR",
+    "recall_at_1": "recall@1",
+    "recall_at_10": "recall@10",
+    "ndcg_at_10": "nDCG@10",
     "precision": "precision",
     "recall": "recall",
 }

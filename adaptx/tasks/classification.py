@@ -6,7 +6,7 @@ logits_BL = pooled_BH W_LH^T + b_L        loss = cross entropy
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,7 +67,7 @@ class Classification(Task):
             self.targets(dev)
             return self
         found = sorted({example.label for example in train if example.label is not None})
-        task = self if self.labels else Classification(tuple(found), self.pooling)
+        task = self if self.labels else replace(self, labels=tuple(found))
         if not train:
             raise DataError("there are no training examples.")
         task.targets(train)

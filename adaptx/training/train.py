@@ -100,6 +100,8 @@ def train(
     task = task.fit(train_rows, dev_rows)
     options = options.for_task(task)
     solved = config is None and isinstance(task, Classification)
+    if config is None and not task.has_head:
+        raise OptionError(f"The task {task.kind} has no head, so a probe has nothing to learn.")
     if options.probe_first and not isinstance(task, Classification):
         raise OptionError(f"probe_first is for classification, not for {task.kind}.")
     steps = options.epochs * -(-len(train_rows) // options.batch_size)

@@ -82,7 +82,7 @@ def test_export_writes_a_merged_model_and_its_parity(trained, tmp_path):
     done = run(
         "export", trained, "--merged", "-o", tmp_path / "onnx", "--dev", SAMPLE / "dev.jsonl"
     )
-    assert "same label on 100.0%" in done.stdout
+    assert "same answer on 100.0%" in done.stdout
     assert "56 dev rows" in done.stdout
     assert (tmp_path / "onnx" / "model.onnx").is_file()
     said = refused("export", trained, "--merged", "-o", tmp_path / "onnx")

@@ -60,7 +60,7 @@ def test_a_bundle_of_several_adapters_answers_like_torch(small, three, tmp_path,
     for line in ("fp32  sw", "fp32  probe"):
         assert line in said
     assert [line.split()[:4] for line in said.splitlines() if line.startswith("sw ")] == [
-        ["sw", "56", "1.000", "1.000"]
+        ["sw", "accuracy", "56", "1.000"]
     ]
     with Runtime.open(output) as runtime:
         for name, folder in three.items():
