@@ -122,7 +122,8 @@ def _two(text: TextEncoder, first: str, second: str, max_length: int | None) -> 
 def _room(text: TextEncoder, max_length: int | None, texts: int) -> int:
     """How many tokens a window takes, beside the special ones."""
     limit = text.max_length if max_length is None else min(max_length, text.max_length)
-    room = limit - int(text.tokenizer.num_special_tokens_to_add(texts == 2))
+    frame = text.tokenizer.encode("", "" if texts == 2 else None)
+    room = limit - len(frame.ids)
     if room < LEAST * texts:
         raise OptionError(
             f"max_length={limit} leaves {max(room, 0)} tokens beside the special ones; at least "
