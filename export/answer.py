@@ -2,7 +2,8 @@
 
 Command   python export/answer.py build/bundle "Timu yetu imeshinda" --language sw
           python export/answer.py build/bundle --adapter sw-topics < texts.txt
-Answer    {"text": …, "adapter": "sw-topics", "label": "sports", "score": 0.97, "truncated": 0}
+Answer    {"text": …, "adapter": "sw-topics", "label": "sports", "score": 0.97,
+           "scores": {…}, "truncated": 0}; entities, for one that tags
 
 Texts are arguments, or the lines of standard input, --batch at a time. Without --adapter and
 --language, an answer is the text's vector.
@@ -36,8 +37,7 @@ def main() -> None:
             for text, answer in zip(texts, answers, strict=True):
                 said: dict[str, Any] = {"text": text, "adapter": answer.adapter}
                 if answer.prediction is not None:
-                    said |= {"label": answer.prediction.label}
-                    said |= {"score": round(answer.prediction.score, 4)}
+                    said |= answer.prediction.to_json()
                 elif answer.vector is not None:
                     said |= {"vector": [round(float(value), 5) for value in answer.vector]}
                 said |= {"truncated": answer.truncated}

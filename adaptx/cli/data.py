@@ -54,9 +54,11 @@ class Task(str, Enum):
     """What the rows are for."""
 
     classification = "classification"
-    tagging = "token-classification"
-    answering = "question-answering"
+    multi_label = "multi-label"
     pairs = "pairs"
+    token_classification = "token-classification"
+    question_answering = "question-answering"
+    retrieval = "retrieval"
 
 
 @app.command("check", epilog=CHECK_EXAMPLES)

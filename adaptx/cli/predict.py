@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adaptx.cli.opening import NONE
 from adaptx.errors import OptionError, choices
+
+if TYPE_CHECKING:
+    from adaptx.data.windows import Input
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -20,6 +23,8 @@ EXAMPLES = """
   adaptx predict "Nimefurahi sana" "Inu mi dun" -a adapters/sw-topics -a adapters/yo-topics
 
   adaptx predict --input texts.jsonl --adapter-column adapter -a adapters/sw -a adapters/yo --json
+
+  adaptx predict "Samia alizaliwa wapi?" --passage "Samia alizaliwa Zanzibar." -a adapters/sw-qa
 
   adaptx predict "Nimefurahi sana" --bundle build/bundle -a sw-topics
 
@@ -46,6 +51,14 @@ def predict(
         Path | None, typer.Option("--input", "-i", help="JSONL, TSV or CSV, instead of texts.")
     ] = None,
     text_column: Annotated[str | None, typer.Option("--text-column")] = None,
+    passage: Annotated[
+        str | None,
+        typer.Option("--passage", help="Read with each text: the passage that answers a question."),
+    ] = None,
+    other_column: Annotated[
+        str | None,
+        typer.Option("--other-column", help="Of --input: the second text, as --passage."),
+    ] = None,
     adapter_column: Annotated[
         str | None,
         typer.Option("--adapter-column", help="Which column of --input names a row's adapter."),
@@ -67,7 +80,7 @@ def predict(
     ] = False,
 ) -> None:
     """Answer texts; rows with different adapters share batches."""
-    rows = list(texts or [])
+    rows: list[Input] = list(texts or [])
     if bool(rows) == (input is not None):
         raise OptionError("Give texts as arguments, or a file with --input: one of the two.")
     named: list[str] | None = None
@@ -76,9 +89,17 @@ def predict(
 
         examples = read_examples(input, text_column=text_column, labelled=False)
         rows = [example.text for example in examples]
+        if other_column:
+            others = read_column(input, other_column)
+            rows = [(row.text, other) for row, other in zip(examples, others, strict=True)]
         named = read_column(input, adapter_column) if adapter_column else None
-    elif adapter_column:
-        raise OptionError("--adapter-column names a column of --input: give --input too.")
+    elif adapter_column or other_column:
+        option = "--adapter-column" if adapter_column else "--other-column"
+        raise OptionError(f"{option} names a column of --input: give --input too.")
+    if passage is not None:
+        if other_column:
+            raise OptionError("Give --passage or --other-column, not both.")
+        rows = [(str(text), passage) for text in rows]
     asked = adapter or [NONE]
     if named is None and len(asked) not in (1, len(rows)):
         raise OptionError(
@@ -103,7 +124,7 @@ Found = tuple[str | None, Any, dict[str, Any]]
 
 
 def _in_torch(
-    rows: Sequence[str],
+    rows: Sequence[Input],
     folders: Sequence[str],
     named: Sequence[str] | None,
     encoder: str | None,
@@ -133,7 +154,7 @@ def _in_torch(
 
 
 def _of_bundle(
-    bundle: Path, rows: Sequence[str], asked: Sequence[str], language: str | None
+    bundle: Path, rows: Sequence[Input], asked: Sequence[str], language: str | None
 ) -> list[Found]:
     """The same of a bundle's adapters, and how many tokens of a text weren't read."""
     from adaptx.runtime.runtime import Runtime
@@ -148,10 +169,13 @@ def _of_bundle(
     return found
 
 
-def _show(text: str, name: str | None, answer: Any, more: dict[str, Any], as_json: bool) -> None:
+def _show(text: Input, name: str | None, answer: Any, more: dict[str, Any], as_json: bool) -> None:
     import numpy as np
 
-    line: dict[str, Any] = {"text": text, "adapter": name}
+    first, other = (text, None) if isinstance(text, str) else text
+    line: dict[str, Any] = {"text": first, "adapter": name}
+    if other is not None:
+        line |= {"other": other}
     if isinstance(answer, np.ndarray):
         line |= {"vector": [round(float(value), 6) for value in answer]}
         short = "vector\t[" + ", ".join(f"{v:.3f}" for v in answer[:4]) + f", … {len(answer)}]"
@@ -159,4 +183,4 @@ def _show(text: str, name: str | None, answer: Any, more: dict[str, Any], as_jso
         line |= answer.to_json()
         short = str(answer)
     line |= more
-    typer.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{short}\t{text}")
+    typer.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{short}\t{first}")

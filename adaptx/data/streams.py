@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,11 @@ def pairs(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
     return each(read_rows(source), partial(_pair_of, columns))
 
 
+def matches(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
+    """Pairs that belong together; a label, where there is one, says nothing."""
+    return pairs(source, replace(columns, labelled=False))
+
+
 def _pair_of(columns: Columns, row: Row) -> Pair:
     if columns.text is not None:
         names = tuple(row.column(name, (), "pair") for name in (columns.text, columns.other))
@@ -173,5 +178,5 @@ STREAMS: Mapping[str, Callable[[str | Path, Columns], Iterator[Any]]] = {
     "question-answering": passages,
     "pairs": pairs,
     "multi-label": labelled,
-    "retrieval": pairs,
+    "retrieval": matches,
 }

@@ -67,7 +67,6 @@ class Task:
     pooling  how token states become what the head reads: "mean", "cls", or TOKENS, all of them
     parts    windows of a row that are trained on together; 1: each by itself
     has_head whether a head stands on the states; without one they are the answer
-    labelled whether its data must have labels
     chooses  whether the largest output is the answer: one label of many
     two_texts  whether an input is two texts
     metrics  names of its scores (adaptx.evaluation.metrics); the first chooses the best epoch
@@ -80,7 +79,6 @@ class Task:
     hub: ClassVar[str]
     parts: ClassVar[int] = 1
     has_head: ClassVar[bool] = True
-    labelled: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     two_texts: ClassVar[bool] = False
     labels: tuple[str, ...]

@@ -44,7 +44,6 @@ class Retrieval(Task):
     hub = "feature-extraction"
     parts = 2
     has_head = False
-    labelled = False
     chooses = False
 
     def __post_init__(self) -> None:

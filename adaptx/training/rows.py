@@ -132,9 +132,7 @@ def open_data(
 ) -> Sequence[Any]:
     """A file's records, as the task reads them (see adaptx.data), or those given."""
     if isinstance(data, (str, Path)):
-        return open_records(
-            data, task.kind, Columns(text_column, label_column, labelled=task.labelled)
-        )
+        return open_records(data, task.kind, Columns(text_column, label_column))
     if not len(data):
         raise OptionError("There are no examples: give rows, or None for no dev set.")
     return data if isinstance(data, IndexedExamples) else list(data)

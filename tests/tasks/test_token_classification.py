@@ -45,7 +45,7 @@ def test_plain_tags_are_taken_as_they_are():
     [
         (
             "B-LOC NOUN O",
-            r"train.conll, line 3.*word 2, 'b': the tag 'NOUN' is none of BIO's.*plain",
+            r"conll, line 3.*word 2, 'b': the tag 'NOUN' is none of BIO's.*plain",
         ),
         ("O I-LOC O", r"word 2, 'b': I-LOC follows O, .*begin it with B-LOC.*--repair"),
         ("B-PER I-LOC O", "word 2, 'b': I-LOC follows B-PER"),
