@@ -150,3 +150,29 @@ def test_the_sib200_benchmark_prints_json_and_goes_on_from_its_cache(tmp_path):
     assert 0.01 < lora["trainable_share"] < 0.013
     assert {"accuracy", "macro_f1", "trainable_share", "seconds"} <= lora.keys()
     assert found[0]["swh_Latn"]["probe"]["trainable_share"] < 1e-4
+
+
+@pytest.mark.slow
+def test_the_masakhaner_benchmark_prints_json_and_goes_on_from_its_cache(tmp_path):
+    import json
+
+    folder = tmp_path / "data" / "masakhaner1" / "swa"
+    folder.mkdir(parents=True)
+    names = (ROOT / "recipes" / "data" / "tasks" / "names.conll").read_text()
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.txt").write_text(names)
+    command = [
+        sys.executable, "-m", "benchmarks.masakhaner", "--langs", "swa", "--seeds", "1",
+        "--data", str(tmp_path / "data"), "--cache", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    found = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        assert ("seed 0 …" in done.stderr) is (len(found) == 1)
+    assert found[0] == found[1]
+    lora = found[0]["swa"]["lora"]
+    assert lora["f1"] == found[0]["mean"]["lora"]["f1"]
+    assert {"precision", "recall", "accuracy", "dev", "epoch", "seconds"} <= lora.keys()
+    assert 0.01 < lora["trainable_share"] < 0.013

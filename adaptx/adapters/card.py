@@ -101,7 +101,7 @@ def _summary(facts: Facts, task: Task | None) -> str:
         answers = [
             f"**Answers** one of: {choices(map(_text, task.labels))}; with a score for each."
         ]
-    elif task.labels:
+    elif task.labels and task.hub != "question-answering":
         answers = [f"**Labels**: {choices(map(_text, task.labels))}."]
     return (
         f"{task.reads}. It is an adapter: trained "

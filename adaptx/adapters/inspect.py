@@ -79,7 +79,7 @@ def needed(facts: layout.Facts, manifest: Mapping[str, Any] | None) -> list[str]
     names = set(manifest["files"]) if manifest else {layout.CONFIG, layout.WEIGHTS}
     if facts.scales:
         names |= {layout.CONFIG, layout.WEIGHTS}
-    if facts.task is not None:
+    if facts.task is not None and task_from_json(facts.task).has_head:
         names.add(layout.HEAD)
     return sorted(names - {layout.CARD})
 

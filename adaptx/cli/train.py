@@ -206,7 +206,7 @@ def train(
         return
     if train is None:
         raise OptionError("--train is missing: a file with training data, or hf:….")
-    _check_options(ctx, method, config, dev)
+    _check_options(ctx, method, config, dev, task)
     from adaptx import storage
     from adaptx.data.large import open_records
     from adaptx.data.streams import Columns
@@ -249,12 +249,13 @@ def train(
     if dry_run:
         from adaptx.adapters.own_model import total_steps
 
-        steps = plan.epochs * -(-len(train_rows) // plan.batch_size)
-        config_ = total_steps(chosen, steps)
+        config_ = total_steps(chosen, plan.epochs * -(-len(train_rows) // plan.batch_size))
         adapter = ax.Adapter.new(opened, fitted, config_, max_length=max_length, **common)
         sites = f"{len(adapter.sites)} sites; " if adapter.sites else ""
         some = adapter.windows(opened.text, fitted.inputs(train_rows[:1000]))
         longest = max(len(window.ids) for windows in some for window in windows)
+        many = sum(map(len, some)) / fitted.parts / len(some)  # windows of a row
+        steps = plan.epochs * -(-round(many * len(train_rows)) // plan.batch_size)
         typer.echo(
             f"Would train {adapter.name!r} ({adapter.facts.method}; {sites}"
             f"{WAYS[adapter.facts.way]}; {adapter.parameters_count:,} weights: "
@@ -318,7 +319,7 @@ def _check_many(ctx: typer.Context) -> None:
 
 
 def _check_options(
-    ctx: typer.Context, method: Method, config: Path | None, dev: str | None
+    ctx: typer.Context, method: Method, config: Path | None, dev: str | None, task: str
 ) -> None:
     """Raise OptionError for options that would have no effect."""
     given = {name for name in ctx.params if _given(ctx, name)}
@@ -330,7 +331,9 @@ def _check_options(
         if not config.is_file():
             raise OptionError(f"--config {config}: there is no such file.")
     elif method is Method.probe:
-        without["--method probe"] = {*lora, *loop, "dropout", "checkpointing", "probe_first"}
+        without["--method probe"] = {*lora, "dropout", "checkpointing", "probe_first"}
+        if task in ("classification", "pairs"):  # solved, not trained in steps
+            without["--method probe"] |= loop
     elif method is Method.full:
         without["--method full"] = lora
     if dev is None:

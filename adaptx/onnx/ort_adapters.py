@@ -36,6 +36,7 @@ from adaptx.onnx.graph import Graph, save
 from adaptx.runtime.head import Head
 from adaptx.runtime.layout import HIDDEN, IDS, INPUT_IDS, MASK, MEAN, MODEL, TOKENIZER, BankSpec
 from adaptx.runtime.rows import bank_rows
+from adaptx.tasks.base import TOKENS
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
@@ -230,6 +231,11 @@ def _check(adapters: Sequence[Adapter]) -> None:
         raise OptionError(
             f"{choices(other)} can't be an {ADAPTER} file: only LoRA and heads alone can, and what "
             f"changes the encoder otherwise is exported merged."
+        )
+    if tagging := [adapter.name for adapter in adapters if adapter.pooling == TOKENS]:
+        raise OptionError(
+            f"{choices(tagging)} reads every token's state, which the heads of {ADAPTER} files "
+            f"don't: leave it out, or serve it from a bundle."
         )
     if len({adapter.facts.fingerprint for adapter in adapters}) > 1:
         raise OptionError("The adapters belong to several encoders: export those of each alone.")

@@ -199,12 +199,7 @@ class Runtime:
         names = self._names(len(texts), adapter, None)
         with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
-            prefixes = [row.loaded.facts.prefix if row else self.facts.prefix for row in rows]
-            limits = [_limit(row, max_length) for row in rows]
-            ids = [
-                self.text.ids([prefix + text], limit)[0]
-                for prefix, text, limit in zip(prefixes, texts, limits, strict=True)
-            ]
+            ids = self._plain_ids(texts, rows, max_length)
             return self._stacked(self._states(ids, rows, tokens=False))
 
     def _stacked(self, vectors: list[np.ndarray]) -> np.ndarray:
@@ -328,21 +323,38 @@ class Runtime:
             f"{choices(there) or 'none'}."
         )
 
+    def _plain_ids(
+        self, texts: Sequence[str], rows: Sequence[Resident | None], max_length: int | None
+    ) -> list[list[int]]:
+        """The token ids of each text in one window, whatever its adapter's task."""
+        groups: dict[tuple[int | None, str], list[int]] = {}
+        for i, row in enumerate(rows):
+            prefix = row.loaded.facts.prefix if row else self.facts.prefix
+            groups.setdefault((_limit(row, max_length), prefix), []).append(i)
+        found: list[list[int]] = [[]] * len(texts)
+        for (limit, prefix), places in groups.items():
+            ids = self.text.ids([prefix + texts[i] for i in places], limit)
+            for i, tokens in zip(places, ids, strict=True):
+                found[i] = tokens
+        return found
+
     def _windows(
         self, texts: Sequence[Input], rows: Sequence[Resident | None], max_length: int | None
     ) -> list[list[Window]]:
         """The windows of each text, as its own adapter's task reads it."""
-        groups: dict[tuple[int, int | None], list[int]] = {}
+        groups: dict[tuple[int | None, str, Task | None], list[int]] = {}
         for i, row in enumerate(rows):
-            groups.setdefault((id(row), _limit(row, max_length)), []).append(i)
+            prefix = row.loaded.facts.prefix if row else self.facts.prefix
+            task = row.loaded.task if row else None
+            if task is not None and type(task).windows is Task.windows:
+                task = None  # it reads a text as it stands: such rows are tokenized together
+            groups.setdefault((_limit(row, max_length), prefix, task), []).append(i)
         found: list[list[Window]] = [[]] * len(texts)
-        for (_, limit), places in groups.items():
-            row, inputs = rows[places[0]], [texts[i] for i in places]
-            if row is not None and row.loaded.task is not None:
-                task, prefix = row.loaded.task, row.loaded.facts.prefix
+        for (limit, prefix, task), places in groups.items():
+            inputs = [texts[i] for i in places]
+            if task is not None:
                 made = task.windows(self.text, prefix, inputs, limit)
             else:
-                prefix = row.loaded.facts.prefix if row else self.facts.prefix
                 made = [[window] for window in whole(self.text, prefix, inputs, limit)]
             for i, windows in zip(places, made, strict=True):
                 found[i] = windows
