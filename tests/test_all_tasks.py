@@ -50,6 +50,14 @@ TASKS = {
         ax.tasks.QuestionAnswering(),
         [passage(i, s) for i, s in enumerate(SENTENCES)],
     ),
+    "nearness": (
+        ax.tasks.Similarity(),
+        [
+            Pair(s, o, str(5 if i % 4 == j % 4 else 1 + (i + j) % 2))
+            for i, s in enumerate(SENTENCES[:4])
+            for j, o in enumerate(SENTENCES[4:8])
+        ],
+    ),
     "vectors": (
         ax.tasks.Retrieval(dimensions=(32, 16)),
         [Pair(a, b) for a, b in zip(SENTENCES[:4], SENTENCES[4:8], strict=True)],
@@ -61,6 +69,7 @@ INPUTS = {
     "same": ("imefika katika Dodoma leo", "anakaa katika Dodoma leo"),
     "names": "imefika katika Nairobi leo",
     "answers": ("Wapi?", "anakaa katika Dodoma leo"),
+    "nearness": ("imefika katika Kigali leo", "anakaa katika Kigali leo"),
     "vectors": "anakaa katika Dodoma leo",
 }
 
@@ -107,6 +116,7 @@ def test_each_answers_in_its_natural_shape(adapters, encoder):
     assert isinstance(found["answers"], Span) and found["answers"].text == "Dodoma"
     text = INPUTS["answers"][1]
     assert text[found["answers"].start : found["answers"].end] == "Dodoma"
+    assert found["nearness"].score == pytest.approx(5, abs=1.5)
     assert np.linalg.norm(found["vectors"]) == pytest.approx(1, abs=1e-5)
 
 

@@ -158,7 +158,7 @@ def sample():
     return {
         (path.parent.name, path.stem): read_examples(path)
         for path in sorted(DATA.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.parent.name != "tasks"  # those are other tasks' samples
     }
 
 

@@ -59,6 +59,7 @@ class Task(str, Enum):
     token_classification = "token-classification"
     question_answering = "question-answering"
     retrieval = "retrieval"
+    similarity = "similarity"
 
 
 @app.command("check", epilog=CHECK_EXAMPLES)

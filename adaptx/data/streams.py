@@ -19,6 +19,7 @@ from adaptx.errors import DataError, OptionError
 TEXT_COLUMNS = ("text", "sentence", "tweet", "review", "content", "utterance")
 LABEL_COLUMNS = ("label", "category", "topic", "class", "sentiment", "intent")
 MULTI_COLUMNS = ("labels", "categories", "topics", "tags")
+SCORE_COLUMNS = ("score", "similarity", "similarity_score")
 TOKEN_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels")
 PAIR_COLUMNS = (
@@ -145,6 +146,19 @@ def matches(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
     return pairs(source, replace(columns, labelled=False))
 
 
+def scored(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
+    """Pairs with a number that says how near they are."""
+    first, comma, _ = str(source).partition(",")
+    if comma and not Path(source).exists() and not first.startswith(HUB):
+        raise OptionError(f"{source}: two files have no room for scores: give one table.")
+    return each(read_rows(source), partial(_scored_of, columns))
+
+
+def _scored_of(columns: Columns, row: Row) -> Pair:
+    name = columns.label or row.column(None, (*SCORE_COLUMNS, *LABEL_COLUMNS), "label")
+    return _pair_of(replace(columns, label=name, labelled=True), row)
+
+
 def _pair_of(columns: Columns, row: Row) -> Pair:
     if columns.text is not None:
         names = tuple(row.column(name, (), "pair") for name in (columns.text, columns.other))
@@ -179,4 +193,5 @@ STREAMS: Mapping[str, Callable[[str | Path, Columns], Iterator[Any]]] = {
     "pairs": pairs,
     "multi-label": labelled,
     "retrieval": matches,
+    "similarity": scored,
 }

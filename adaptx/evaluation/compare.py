@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from adaptx.errors import OptionError, choices
-from adaptx.evaluation.metrics import METRICS
 from adaptx.evaluation.tally import share
+from adaptx.tasks.classification import METRICS
 
 _AT_ONCE = 4_000_000  # counts in memory at once: 32 MB
 _ZERO = 1e-12  # two equal sums of shares may differ by rounding

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from adaptx.errors import OptionError, choices
+from adaptx.evaluation.correlation import correlation
 from adaptx.evaluation.questions import answer_tally
 from adaptx.evaluation.ranking import rank_tally
 from adaptx.evaluation.spans import span_tally, word_tally
@@ -21,12 +22,12 @@ from adaptx.tasks import (
     MultiLabel,
     QuestionAnswering,
     Retrieval,
+    Similarity,
     Task,
     TokenClassification,
 )
 from adaptx.tasks.base import TITLES, title
 
-METRICS = ("accuracy", "macro_f1", "weighted_f1")  # of one label a row
 DEV_LOSS = "dev_loss"
 
 
@@ -44,7 +45,16 @@ def task_scores(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> d
     """The task's metrics of answers to records."""
     if isinstance(task, Classification):
         return classification_scores(task.targets(records), predicted(task, answers))
+    if isinstance(task, Similarity):
+        gold, said = scores_of(records, answers)
+        return {name: float(correlation(name, gold, said)) for name in task.metrics}
     return {name: ratio(*both) for name, both in tally(task, records, answers).items()}
+
+
+def scores_of(records: Sequence[Any], answers: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """fp64 `[N]`: the scores of similarity that were given, and those that were answered."""
+    gold = np.array([float(record.label) for record in records])
+    return gold, np.array([answer.score for answer in answers])
 
 
 def predicted(task: Task, answers: Sequence[Any]) -> np.ndarray:

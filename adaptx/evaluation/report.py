@@ -14,15 +14,18 @@ import numpy as np
 
 from adaptx.errors import OptionError
 from adaptx.evaluation.compare import Difference, paired_bootstrap, paired_ratio
+from adaptx.evaluation.correlation import paired_correlation
 from adaptx.evaluation.metrics import (
-    METRICS,
     classification_scores,
     predicted,
+    scores_of,
     tally,
     tally_by_label,
+    task_scores,
 )
 from adaptx.evaluation.tally import Tally, ratio
-from adaptx.tasks import Classification, Task
+from adaptx.tasks import Classification, Similarity, Task
+from adaptx.tasks.classification import METRICS
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +161,11 @@ class AnswersReport:
         self, other: AnswersReport, metric: str, groups: np.ndarray | None = None
     ) -> Difference:
         """Its score less another's on the same rows (see paired_ratio)."""
-        mine, theirs = self.tally[metric], other.tally[metric]
-        return paired_ratio(mine, theirs, metric=metric, groups=groups)
+        if isinstance(self.task, Similarity):
+            gold, mine = scores_of(self.records, self.answers)
+            theirs = scores_of(other.records, other.answers)[1]
+            return paired_correlation(gold, mine, theirs, metric=metric, groups=groups)
+        return paired_ratio(self.tally[metric], other.tally[metric], metric=metric, groups=groups)
 
     @property
     def rows(self) -> int:
@@ -174,11 +180,15 @@ class AnswersReport:
     @cached_property
     def scores(self) -> dict[str, float]:
         """The task's metrics."""
-        return {name: ratio(*both) for name, both in self.tally.items()}
+        return task_scores(self.task, self.records, self.answers)
 
     @cached_property
     def interval(self) -> tuple[float, float]:
         """The 95% interval of the first metric: the bootstrap over rows."""
+        if isinstance(self.task, Similarity):
+            both = scores_of(self.records, self.answers)
+            found = paired_correlation(*both, None, metric=self.metrics[0])
+            return found.low, found.high
         both = self.tally[self.metrics[0]]
         nothing = (np.zeros(self.rows), np.ones(self.rows))
         found = paired_ratio(both, nothing, metric=self.metrics[0])

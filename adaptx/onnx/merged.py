@@ -112,9 +112,8 @@ def _config(encoder: Encoder, adapter: Adapter) -> Any:
     if adapter.task.chooses or adapter.task.hub == LABELS:
         config.id2label = dict(enumerate(adapter.task.labels))
         config.label2id = {label: i for i, label in enumerate(adapter.task.labels)}
-    if adapter.task.hub == LABELS:
-        single = adapter.task.chooses
-        config.problem_type = f"{'single' if single else 'multi'}_label_classification"
+    if adapter.task.problem:
+        config.problem_type = adapter.task.problem
     return config
 
 

@@ -12,6 +12,7 @@ from adaptx.tasks.multi_label import MultiLabel
 from adaptx.tasks.pairs import PairClassification
 from adaptx.tasks.question_answering import QuestionAnswering
 from adaptx.tasks.retrieval import Retrieval
+from adaptx.tasks.similarity import Similarity
 from adaptx.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
@@ -23,6 +24,7 @@ TASKS: dict[str, type[Task]] = {
         TokenClassification,
         QuestionAnswering,
         Retrieval,
+        Similarity,
     )
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "Prediction",
     "QuestionAnswering",
     "Retrieval",
+    "Similarity",
     "Task",
     "TokenClassification",
     "make_task",

@@ -30,6 +30,8 @@ TITLES = {  # of metrics, in a table or a sentence
     "micro_f1": "micro F1",
     "exact_match": "exact match",
     "mrr": "MRR",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
     "recall_at_1": "recall@1",
     "recall_at_10": "recall@10",
     "ndcg_at_10": "nDCG@10",
@@ -69,6 +71,7 @@ class Task:
     has_head whether a head stands on the states; without one they are the answer
     chooses  whether the largest output is the answer: one label of many
     two_texts  whether an input is two texts
+    problem  transformers' problem_type of a model that gives numbers for a text
     metrics  names of its scores (adaptx.evaluation.metrics); the first chooses the best epoch
              unless another is asked for
     reads    what it does, in words, for a model card
@@ -80,6 +83,7 @@ class Task:
     parts: ClassVar[int] = 1
     has_head: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
+    problem: ClassVar[str | None] = None
     two_texts: ClassVar[bool] = False
     labels: tuple[str, ...]
     pooling: str

@@ -20,6 +20,8 @@ from adaptx.tasks.base import Prediction, Task, checked_labels, softmax
 if TYPE_CHECKING:
     from torch import Tensor
 
+METRICS = ("accuracy", "macro_f1", "weighted_f1")
+
 
 @dataclass(frozen=True)
 class Classification(Task):
@@ -34,6 +36,7 @@ class Classification(Task):
 
     kind = "classification"
     hub = "text-classification"
+    problem = "single_label_classification"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", checked_labels(self.labels))
@@ -47,7 +50,7 @@ class Classification(Task):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Accuracy, and F1 averaged over labels, plainly and by their share."""
-        return "accuracy", "macro_f1", "weighted_f1"
+        return METRICS
 
     def fit(self, train: Sequence[Example], dev: Sequence[Example] = ()) -> Classification:
         """The task with its labels, after the data has been checked against them.

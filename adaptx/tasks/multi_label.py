@@ -48,6 +48,7 @@ class MultiLabel(Task):
 
     kind = "multi-label"
     hub = "text-classification"
+    problem = "multi_label_classification"
     chooses = False
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from adaptx.errors import OptionError
 from adaptx.evaluation.compare import paired_bootstrap
-from adaptx.evaluation.metrics import METRICS
+from adaptx.tasks.classification import METRICS
 
 ORACLE = {
     "accuracy": accuracy_score,
