@@ -144,10 +144,11 @@ def damage(folder: Path) -> list[str]:
     """
     try:
         facts, manifest = about(folder)
+        names = needed(facts, manifest)
     except FolderError as error:
         return [str(error)]
     said = []
-    for name in needed(facts, manifest):
+    for name in names:
         try:
             _check(folder, name, facts, manifest)
         except FolderError as error:

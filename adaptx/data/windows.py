@@ -58,7 +58,7 @@ def whole(
         found[i] = Window(tokens, cut=lost)
     for i, one in enumerate(inputs):
         if not isinstance(one, str):
-            found[i] = _two(text, prefix + one[0], one[1], max_length)
+            found[i] = _two(text, prefix, *one, max_length)
     return [found[i] for i in range(len(inputs))]
 
 
@@ -106,15 +106,23 @@ def _window(encoding: Any, sequence: int, shift: int) -> Window:
     return Window(list(encoding.ids), np.where(outside[:, None], -1, np.maximum(offsets, 0)))
 
 
-def _two(text: TextEncoder, first: str, second: str, max_length: int | None) -> Window:
+def _two(text: TextEncoder, prefix: str, first: str, second: str, max_length: int | None) -> Window:
+    """Cut as `tokenizers` does with "longest_first", the prefix never."""
     room = _room(text, max_length, 2)
-    parts = [text.tokenizer.encode(one, add_special_tokens=False) for one in (first, second)]
-    one, two = lengths = [len(part.ids) for part in parts]
-    if one + two > room:  # what is left to the longer one, but never less than half
-        one = min(one, max(room - two, room - room // 2))
-        two = min(two, room - one)
-    cut = sum(lengths) - one - two
-    for part, length in zip(parts, (one, two), strict=True):
+    fixed = text.tokenizer.encode(prefix.rstrip(), add_special_tokens=False).ids
+    parts = [
+        text.tokenizer.encode(one, add_special_tokens=False) for one in (prefix + first, second)
+    ]
+    lengths = [len(part.ids) for part in parts]
+    kept, cut = list(lengths), max(sum(lengths) - room, 0)
+    if cut:
+        room -= len(fixed)
+        short, _ = sorted((lengths[0] - len(fixed), lengths[1]))
+        half = room // 2
+        ends = (short, room - short) if 2 * short <= room else (half, room - half)
+        first_is_long = lengths[0] - len(fixed) > lengths[1]
+        kept = [len(fixed) + ends[first_is_long], ends[not first_is_long]]
+    for part, length in zip(parts, kept, strict=True):
         part.truncate(length)
     return Window(list(text.tokenizer.post_process(*parts).ids), cut=cut)
 

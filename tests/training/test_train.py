@@ -131,14 +131,12 @@ def test_divergence_names_the_step_and_keeps_the_last_good(small):
 class Exploding(ax.tasks.Classification):
     """A task whose loss turns NaN after `good` calls."""
 
-    def __init__(self, good=0):
-        super().__init__(())
+    def __init__(self, labels=(), pooling="mean", good=0):
+        super().__init__(labels, pooling)
         object.__setattr__(self, "good", good)
 
     def fit(self, train, dev=()):
-        fitted = Exploding(self.good)
-        object.__setattr__(fitted, "labels", super().fit(train, dev).labels)
-        return fitted
+        return Exploding(super().fit(train, dev).labels, good=self.good)
 
     def losses(self, logits, targets, smoothing=0.0):
         found = super().losses(logits, targets)
