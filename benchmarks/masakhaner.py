@@ -14,7 +14,7 @@ Command   python -m benchmarks.masakhaner
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adaptx.cli.run import run as run_script
@@ -24,10 +24,10 @@ from benchmarks.scored import LORA, Suite
 COMMON = {"epochs": 10, "batch_size": 16, "precision": "bf16"}
 
 
-def splits(data: Path, lang: str) -> Mapping[str, Path]:
+def splits(data: Path, lang: str) -> Mapping[str, Sequence[Path]]:
     """The files of a language."""
     folder = data / "masakhaner1" / lang
-    return {split: folder / f"{split}.txt" for split in ("train", "dev", "test")}
+    return {split: [folder / f"{split}.txt"] for split in ("train", "dev", "test")}
 
 
 SUITE = Suite(

@@ -42,6 +42,7 @@ class Suite:
 
     langs, few   all languages; those with `seeds` seeds, the others have one
     splits       from the data root and a language to the files of train, dev and test
+    load         from a split's files and the kind of task to its records
     grids        the settings of each method; `chosen` are places in them, by --search on `searched`
     metric       what is compared
     """
@@ -49,12 +50,15 @@ class Suite:
     name: str
     langs: Sequence[str]
     few: Sequence[str]
-    splits: Callable[[Path, str], Mapping[str, Path]]
+    splits: Callable[[Path, str], Mapping[str, Sequence[Path]]]
     task: Callable[[], Task]
     metric: str
     grids: Mapping[str, Sequence[Mapping[str, Any]]]
     chosen: Mapping[str, int]
     searched: Sequence[str]
+    load: Callable[[Sequence[Path], str], Sequence[Any]] = lambda files, kind: open_records(
+        files[0], kind
+    )
 
     def main(self, doc: str) -> None:
         """Read the command line, run, and print the JSON."""
@@ -73,7 +77,7 @@ class Suite:
         for lang in options.langs.split(","):
             for method in methods:
                 settings = self.grids[method][self.chosen[method]]
-                many = lang in self.few and method != "full"
+                many = lang in self.few and method not in ("full", "plain")
                 seeds = range(options.seeds if many else 1)
                 found = [self.cached(lang, method, settings, seed, options) for seed in seeds]
                 runs.setdefault(lang, {})[method] = found
@@ -118,7 +122,8 @@ class Suite:
         run_by = [adaptx.__version__, ENCODER, settings]
         digest = hashlib.sha256(json.dumps(run_by, sort_keys=True).encode())
         for split in ("train", "dev", "test"):
-            digest.update(files[split].read_bytes())
+            for file in files[split]:
+                digest.update(file.read_bytes())
         path = options.cache / f"{lang}-{method}-{seed}-{digest.hexdigest()[:12]}.json"
         if path.is_file():
             found: dict[str, Any] = json.loads(path.read_text())
@@ -133,7 +138,7 @@ class Suite:
 
     def run(
         self,
-        files: Mapping[str, Path],
+        files: Mapping[str, Sequence[Path]],
         name: str,
         method: str,
         settings: Mapping[str, Any],
@@ -144,7 +149,7 @@ class Suite:
 
         task, settings = self.task(), dict(settings)
         train, dev, test = (
-            open_records(files[split], task.kind) for split in ("train", "dev", "test")
+            self.load(files[split], task.kind) for split in ("train", "dev", "test")
         )
         lora = settings.pop("lora", None)
         config = LoraConfig(**lora) if lora else None
@@ -152,15 +157,20 @@ class Suite:
             config = adaptx.Full(dropout=settings.pop("dropout"))
         encoder = adaptx.Encoder.from_pretrained(ENCODER)
         started = time.perf_counter()
-        adapter = adaptx.train(
-            encoder, task, config, name=name, train=train, dev=dev, seed=seed, **settings
-        )
+        if method == "plain":  # the encoder as it comes
+            adapter = adaptx.Adapter.new(encoder, task, None, name=name)
+            best = {"epoch": 0, **adaptx.evaluate(encoder, adapter, dev).scores}
+        else:
+            adapter = adaptx.train(
+                encoder, task, config, name=name, train=train, dev=dev, seed=seed, **settings
+            )
+            best = adapter.facts.training["best"]
         seconds = time.perf_counter() - started
         report = adaptx.evaluate(encoder, adapter, test)
         return {
             **report.scores,
-            "dev": adapter.facts.training["best"][self.metric],
-            "epoch": adapter.facts.training["best"]["epoch"],
+            "dev": best[self.metric],
+            "epoch": best["epoch"],
             "trainable_share": adapter.parameters_count / encoder.parameters,
             "seconds": round(seconds, 1),
             "rows": rows_of(report, self.metric),

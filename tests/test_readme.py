@@ -83,7 +83,7 @@ def test_every_make_target_that_a_page_names_exists():
 
 
 def test_no_placeholder_was_left():
-    for page in [*PAGES, ROOT / "recipes" / "lora_sw.py"]:
+    for page in [*PAGES, *(ROOT / "recipes").glob("*.py")]:
         assert "@" * 2 not in page.read_text(), page.name
 
 
@@ -176,3 +176,81 @@ def test_the_masakhaner_benchmark_prints_json_and_goes_on_from_its_cache(tmp_pat
     assert lora["f1"] == found[0]["mean"]["lora"]["f1"]
     assert {"precision", "recall", "accuracy", "dev", "epoch", "seconds"} <= lora.keys()
     assert 0.01 < lora["trainable_share"] < 0.013
+
+
+@pytest.mark.slow
+def test_the_recipe_for_names_trains_scores_exports_and_tags(tmp_path):
+    folder = tmp_path / "names"
+    folder.mkdir()
+    names = (ROOT / "recipes" / "data" / "tasks" / "names.conll").read_text()
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.txt").write_text(names)
+    command = [
+        sys.executable, str(ROOT / "recipes" / "ner_masakhaner.py"), "--data", str(folder),
+        "--epochs", "30", "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    score = float(re.search(r"^test F1 ([\d.]+)", done.stdout, re.M)[1])
+    assert score > 0.5  # of the sentences that it was trained on
+    assert len(re.findall(r"^  (?:PER|ORG|LOC|DATE) ", done.stdout, re.M)) == 4
+    assert f"int8: dev F1 {score:.3f} ->" in done.stdout
+    assert (tmp_path / "out" / "ner" / "adaptx.json").is_file()
+    assert (tmp_path / "out" / "bundle" / "bundle.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_afrisenti_benchmark_reads_tweets_and_prints_json(tmp_path):
+    import gzip
+    import json
+
+    folder = tmp_path / "afrisenti" / "swa"
+    folder.mkdir(parents=True)
+    tweets = [
+        ("positive", 'Nimefurahi sana leo, "asante" rafiki'),
+        ("negative", "Huduma yao ni mbaya mno"),
+        ("neutral", "Mkutano utaanza saa tatu"),
+    ]
+    lines = "".join(f"{tweet}\t{label}\n" for label, tweet in tweets * 4)
+    for split in ("train", "dev", "test"):
+        with gzip.open(folder / f"{split}.tsv.gz", "wt") as file:
+            file.write("tweet\tlabel\n" + lines)
+    command = [
+        sys.executable, "-m", "benchmarks.afrisenti", "--langs", "swa", "--seeds", "1",
+        "--data", str(tmp_path), "--cache", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["swa"]["lora"]["weighted_f1"] > 0.9  # of the tweets that it was trained on
+
+
+@pytest.mark.slow
+def test_the_retrieval_benchmark_joins_rows_by_their_index(tmp_path):
+    import json
+
+    texts = {
+        "swh": ["Mvua inanyesha leo.", "Paka analala juu ya meza.", "Nimenunua mkate asubuhi."],
+        "eng": ["It is raining today.", "The cat sleeps on the table.", "I bought bread at dawn."],
+    }
+    for lang, folder in (("swh", "swh_Latn"), ("eng", "eng_Latn")):
+        (tmp_path / "sib200" / folder).mkdir(parents=True)
+        rows = list(enumerate(texts[lang]))
+        for split in ("train", "dev"):
+            lines = [f"{i}\tany\t{text}" for i, text in (rows if lang == "swh" else rows[::-1])]
+            (tmp_path / "sib200" / folder / f"{split}.tsv").write_text(
+                "\n".join(["index_id\tcategory\ttext", *lines]) + "\n"
+            )
+    (tmp_path / "tatoeba" / "swh").mkdir(parents=True)
+    for lang, lines in texts.items():
+        (tmp_path / "tatoeba" / "swh" / f"test.{lang}").write_text("\n".join(lines) + "\n")
+    command = [
+        sys.executable, "-m", "benchmarks.retrieval", "--langs", "swh", "--seeds", "1",
+        "--methods", "lora,plain", "--data", str(tmp_path), "--cache", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["swh"]["lora"]["dev"] == 1.0  # each row found its own translation
+    assert found["swh"]["plain"]["trainable_share"] == 0
+    assert found["differences"]["lora - plain"]["rows"] == 3
