@@ -179,7 +179,7 @@ class Suite:
     def less(
         self, runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], one: str, two: str
     ) -> dict[str, Any]:
-        """The mean over languages of one method's score less another's, both with their seed 0."""
+        """One method's score less another's over all languages' test rows, seed 0 of both."""
         langs = list(runs)
         groups = np.concatenate([[lang] * len(runs[lang][one][0]["rows"][0]) for lang in langs])
         first, second = (
