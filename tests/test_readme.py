@@ -254,3 +254,14 @@ def test_the_retrieval_benchmark_joins_rows_by_their_index(tmp_path):
     assert found["swh"]["lora"]["dev"] == 1.0  # each row found its own translation
     assert found["swh"]["plain"]["trainable_share"] == 0
     assert found["differences"]["lora - plain"]["rows"] == 3
+
+    sib200, tatoeba = tmp_path / "sib200", tmp_path / "tatoeba" / "swh"
+    command = [
+        sys.executable, str(ROOT / "recipes" / "retrieval_tatoeba.py"), "--rows",
+        str(sib200 / "swh_Latn"), "--english", str(sib200 / "eng_Latn"), "--test",
+        f"{tatoeba / 'test.swh'},{tatoeba / 'test.eng'}", "--output", str(tmp_path / "search"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "search: accuracy 1.000" in done.stdout
+    assert f"{texts['swh'][0]}\n  {texts['eng'][0]}\n" in done.stdout
