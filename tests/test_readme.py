@@ -1,5 +1,6 @@
 """What the README and the docs say can be run, runs."""
 
+import json
 import os
 import re
 import subprocess
@@ -116,10 +117,16 @@ def test_the_recipe_runs_by_accelerate_launch(tmp_path):
     assert "Traceback" not in again.stderr
 
 
+def benchmark(name, *options):
+    """What a benchmark printed last, and what it said on stderr."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
 @pytest.mark.slow
 def test_the_sib200_benchmark_prints_json_and_goes_on_from_its_cache(tmp_path):
-    import json
-
     rows = [
         ("michezo", f"Timu ya mji wa {name} imeshinda mechi ya jana")
         for name in ("Mwanza", "Arusha", "Tanga", "Dodoma", "Moshi", "Lindi", "Mbeya", "Songea")
@@ -132,48 +139,37 @@ def test_the_sib200_benchmark_prints_json_and_goes_on_from_its_cache(tmp_path):
     for split in ("train", "dev", "test"):
         lines = [f"{i}\t{label}\t{text}" for i, (label, text) in enumerate(rows)]
         (folder / f"{split}.tsv").write_text("\n".join(["index_id\tcategory\ttext", *lines]))
-    command = [
-        sys.executable, "-m", "benchmarks.sib200", "--langs", "swh_Latn", "--seeds", "1",
-        "--methods", "lora,probe", "--data", str(tmp_path / "data"), "--cache",
-        str(tmp_path / "cache"),
-    ]  # fmt: skip
-    found = []
-    for _ in range(2):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-        ran = "seed 0 …" in done.stderr
-        assert ran is (len(found) == 1)
-    assert found[0] == found[1]
-    lora = found[0]["swh_Latn"]["lora"]
+    options = (
+        "--langs", "swh_Latn", "--seeds", 1, "--methods", "lora,probe",
+        "--data", tmp_path / "data", "--cache", tmp_path / "cache",
+    )  # fmt: skip
+    found, said = benchmark("sib200", *options)
+    again, said_again = benchmark("sib200", *options)
+    assert found == again
+    assert ("seed 0 …" in said, "seed 0 …" in said_again) == (True, False)
+    lora = found["swh_Latn"]["lora"]
     assert lora["accuracy"] == 1.0
     assert 0.01 < lora["trainable_share"] < 0.013
     assert {"accuracy", "macro_f1", "trainable_share", "seconds"} <= lora.keys()
-    assert found[0]["swh_Latn"]["probe"]["trainable_share"] < 1e-4
+    assert found["swh_Latn"]["probe"]["trainable_share"] < 1e-4
 
 
 @pytest.mark.slow
 def test_the_masakhaner_benchmark_prints_json_and_goes_on_from_its_cache(tmp_path):
-    import json
-
     folder = tmp_path / "data" / "masakhaner1" / "swa"
     folder.mkdir(parents=True)
     names = (ROOT / "recipes" / "data" / "tasks" / "names.conll").read_text()
     for split in ("train", "dev", "test"):
         (folder / f"{split}.txt").write_text(names)
-    command = [
-        sys.executable, "-m", "benchmarks.masakhaner", "--langs", "swa", "--seeds", "1",
-        "--data", str(tmp_path / "data"), "--cache", str(tmp_path / "cache"),
-    ]  # fmt: skip
-    found = []
-    for _ in range(2):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-        assert ("seed 0 …" in done.stderr) is (len(found) == 1)
-    assert found[0] == found[1]
-    lora = found[0]["swa"]["lora"]
-    assert lora["f1"] == found[0]["mean"]["lora"]["f1"]
+    options = (
+        "--langs", "swa", "--seeds", 1, "--data", tmp_path / "data", "--cache", tmp_path / "cache",
+    )  # fmt: skip
+    found, said = benchmark("masakhaner", *options)
+    again, said_again = benchmark("masakhaner", *options)
+    assert found == again
+    assert ("seed 0 …" in said, "seed 0 …" in said_again) == (True, False)
+    lora = found["swa"]["lora"]
+    assert lora["f1"] == found["mean"]["lora"]["f1"]
     assert {"precision", "recall", "accuracy", "dev", "epoch", "seconds"} <= lora.keys()
     assert 0.01 < lora["trainable_share"] < 0.013
 
@@ -192,7 +188,7 @@ def test_the_recipe_for_names_trains_scores_exports_and_tags(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     score = float(re.search(r"^test F1 ([\d.]+)", done.stdout, re.M)[1])
-    assert score > 0.4  # of the sentences that it was trained on
+    assert score > 0.5  # of the sentences that it was trained on
     assert len(re.findall(r"^  (?:PER|ORG|LOC|DATE) ", done.stdout, re.M)) == 4
     assert f"int8: dev F1 {score:.3f} ->" in done.stdout
     assert (tmp_path / "out" / "ner" / "adaptx.json").is_file()
@@ -202,7 +198,6 @@ def test_the_recipe_for_names_trains_scores_exports_and_tags(tmp_path):
 @pytest.mark.slow
 def test_the_afrisenti_benchmark_reads_tweets_and_prints_json(tmp_path):
     import gzip
-    import json
 
     folder = tmp_path / "afrisenti" / "swa"
     folder.mkdir(parents=True)
@@ -215,20 +210,13 @@ def test_the_afrisenti_benchmark_reads_tweets_and_prints_json(tmp_path):
     for split in ("train", "dev", "test"):
         with gzip.open(folder / f"{split}.tsv.gz", "wt") as file:
             file.write("tweet\tlabel\n" + lines)
-    command = [
-        sys.executable, "-m", "benchmarks.afrisenti", "--langs", "swa", "--seeds", "1",
-        "--data", str(tmp_path), "--cache", str(tmp_path / "cache"),
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    options = ("--langs", "swa", "--seeds", 1, "--data", tmp_path, "--cache", tmp_path / "cache")
+    found, _ = benchmark("afrisenti", *options)
     assert found["swa"]["lora"]["weighted_f1"] > 0.9  # of the tweets that it was trained on
 
 
 @pytest.mark.slow
 def test_the_retrieval_benchmark_joins_rows_by_their_index(tmp_path):
-    import json
-
     texts = {
         "swh": ["Mvua inanyesha leo.", "Paka analala juu ya meza.", "Nimenunua mkate asubuhi."],
         "eng": ["It is raining today.", "The cat sleeps on the table.", "I bought bread at dawn."],
@@ -244,13 +232,10 @@ def test_the_retrieval_benchmark_joins_rows_by_their_index(tmp_path):
     (tmp_path / "tatoeba" / "swh").mkdir(parents=True)
     for lang, lines in texts.items():
         (tmp_path / "tatoeba" / "swh" / f"test.{lang}").write_text("\n".join(lines) + "\n")
-    command = [
-        sys.executable, "-m", "benchmarks.retrieval", "--langs", "swh", "--seeds", "1",
-        "--methods", "lora,plain", "--data", str(tmp_path), "--cache", str(tmp_path / "cache"),
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found, _ = benchmark(
+        "retrieval", "--langs", "swh", "--seeds", 1, "--methods", "lora,plain",
+        "--data", tmp_path, "--cache", tmp_path / "cache",
+    )  # fmt: skip
     assert found["swh"]["lora"]["dev"] == 1.0  # each row found its own translation
     assert found["swh"]["plain"]["trainable_share"] == 0
     assert found["differences"]["lora - plain"]["rows"] == 3

@@ -132,10 +132,11 @@ def _scores(evaluation: dict[str, Any]) -> str:
             for name, entry in evaluation.items()
         ),
     )
+    way = "Wilson's score" if commonest else "the bootstrap"
     said = (
         f"{by_language}\n\nThe interval says how far the {title(first)} might move on other test "
-        f"rows of the same kind ({'Wilson' if commonest else 'the bootstrap'}). "
-    ).replace("(Wilson)", "(Wilson's score)")
+        f"rows of the same kind ({way}). "
+    )
     if commonest:
         said += "The last column is the accuracy of always answering the commonest label. "
     said += "`adaptx.json` has the test files' checksums."

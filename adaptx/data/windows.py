@@ -102,7 +102,6 @@ def _window(encoding: Any, sequence: int, shift: int) -> Window:
     offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2) - shift
     inside = [found == sequence for found in encoding.sequence_ids]
     outside = ~np.array(inside, bool) | (offsets[:, 1] <= 0)
-    offsets[outside] = -1
     return Window(list(encoding.ids), np.where(outside[:, None], -1, np.maximum(offsets, 0)))
 
 

@@ -10,7 +10,7 @@ Dimensions: N rows, S seeds, K kinds of rows, L labels, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,6 +40,13 @@ class Difference:
     not_above_zero: float
     rows: int
     resamples: int
+
+    @classmethod
+    def of(cls, metric: str, difference: float, found_R: np.ndarray, rows: int) -> Difference:
+        """From the difference on the rows as they are, and those of the resamples `[R]`."""
+        low, high = np.quantile(found_R, [0.025, 0.975])
+        not_above = float((found_R <= _ZERO).mean())
+        return cls(metric, difference, float(low), float(high), not_above, rows, len(found_R))
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -94,24 +101,7 @@ def paired_bootstrap(
         scores = (_scores(metric, counts_RK, y_K, of, len(labels)) for of in (of_a, of_b))
         return next(scores) - next(scores)
 
-    generator = np.random.default_rng(seed)
-    step = max(1, _AT_ONCE // len(y_K))
-    found_R = np.concatenate(
-        [
-            difference(_draw(generator, counts_K, kinds[0], min(step, resamples - start)))
-            for start in range(0, resamples, step)
-        ]
-    )
-    low, high = np.quantile(found_R, [0.025, 0.975])
-    return Difference(
-        metric=metric,
-        difference=float(difference(counts_K[None])[0]),
-        low=float(low),
-        high=float(high),
-        not_above_zero=float((found_R <= _ZERO).mean()),
-        rows=len(y_N),
-        resamples=resamples,
-    )
+    return _bootstrap(metric, difference, counts_K, kinds[0], resamples, seed)
 
 
 def paired_ratio(
@@ -144,24 +134,28 @@ def paired_ratio(
         )
         return of_a - of_b
 
-    generator, ones_N = np.random.default_rng(seed), np.ones(rows)
-    step = max(1, _AT_ONCE // rows)
+    return _bootstrap(metric, difference, np.ones(rows), groups_N, resamples, seed)
+
+
+def _bootstrap(
+    metric: str,
+    difference: Callable[[np.ndarray], np.ndarray],
+    counts_K: np.ndarray,
+    groups_K: np.ndarray,
+    resamples: int,
+    seed: int,
+) -> Difference:
+    """`difference` gives those of counts `[R, K]`; each resample draws within the groups."""
+    generator = np.random.default_rng(seed)
+    step = max(1, _AT_ONCE // len(counts_K))
     found_R = np.concatenate(
         [
-            difference(_draw(generator, ones_N, groups_N, min(step, resamples - start)))
+            difference(_draw(generator, counts_K, groups_K, min(step, resamples - start)))
             for start in range(0, resamples, step)
         ]
     )
-    low, high = np.quantile(found_R, [0.025, 0.975])
-    return Difference(
-        metric=metric,
-        difference=float(difference(ones_N[None])[0]),
-        low=float(low),
-        high=float(high),
-        not_above_zero=float((found_R <= _ZERO).mean()),
-        rows=rows,
-        resamples=resamples,
-    )
+    whole = float(difference(counts_K[None])[0])
+    return Difference.of(metric, whole, found_R, int(counts_K.sum()))
 
 
 def _draw(

@@ -47,13 +47,4 @@ def paired_correlation(
     parts = [np.flatnonzero(groups_N == group) for group in np.unique(groups_N)]
     drawn = [generator.choice(part, (RESAMPLES, len(part))) for part in parts]
     found_R = difference(np.concatenate(drawn, axis=1))
-    low, high = np.quantile(found_R, [0.025, 0.975])
-    return Difference(
-        metric=metric,
-        difference=float(difference(np.arange(len(gold)))),
-        low=float(low),
-        high=float(high),
-        not_above_zero=float((found_R <= 0).mean()),
-        rows=len(gold),
-        resamples=RESAMPLES,
-    )
+    return Difference.of(metric, float(difference(np.arange(len(gold)))), found_R, len(gold))

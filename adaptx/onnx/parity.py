@@ -101,8 +101,8 @@ def compare(
     words = " ".join(texts)
     texts = [*texts, " ".join([words] * (1 + encoder.text.max_length // len(words.split())))]
     inputs: Sequence[Input] = texts
-    if task.two_texts:  # where a pair is cut, its two ends are its readers' choice
-        inputs = list(pairwise(texts[:-1]))
+    if task.two_texts:
+        inputs = list(pairwise(texts))
     session = MergedSession(folder)
     wanted, found = torch_logits(encoder, adapter, inputs), session.logits(inputs)
     exact = kind == "fp32"

@@ -125,8 +125,13 @@ class Task:
         raise NotImplementedError
 
     def stacked(self, targets: Sequence[np.ndarray], tokens: int) -> np.ndarray:
-        """Targets as one array, for windows padded to `tokens`."""
-        return np.stack(targets)
+        """Targets as one array; with TOKENS `[B, tokens]`, IGNORED at the padding."""
+        if self.pooling != TOKENS:
+            return np.stack(targets)
+        found = np.full((len(targets), tokens), IGNORED, np.int64)
+        for row, target in zip(found, targets, strict=True):
+            row[: len(target)] = target
+        return found
 
     def losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Outputs `[B, W]`, or `[B, S, W]` with TOKENS, and targets -> the losses, fp32."""

@@ -123,13 +123,6 @@ class QuestionAnswering(Task):
                 found.append(target)
         return found
 
-    def stacked(self, targets: Sequence[np.ndarray], tokens: int) -> np.ndarray:
-        """int64 `[B, tokens]`, IGNORED at padding."""
-        found = np.full((len(targets), tokens), IGNORED, np.int64)
-        for row, target in zip(found, targets, strict=True):
-            row[: len(target)] = target
-        return found
-
     def losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Logits `[B, S, 2]`, targets int64 `[B, S]` -> fp32 `[B]`."""
         from torch.nn.functional import cross_entropy

@@ -201,13 +201,6 @@ class TokenClassification(Task):
             before = name
         return found
 
-    def stacked(self, targets: Sequence[np.ndarray], tokens: int) -> np.ndarray:
-        """int64 `[B, tokens]`, IGNORED at padding."""
-        found = np.full((len(targets), tokens), IGNORED, np.int64)
-        for row, target in zip(found, targets, strict=True):
-            row[: len(target)] = target
-        return found
-
     def losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Logits `[B, S, L]`, targets int64 `[B, S]` -> the mean over each row's words, fp32."""
         from torch.nn.functional import cross_entropy
