@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adaptx.onnx.merged import export_merged
     from adaptx.runtime.runtime import Runtime
     from adaptx.training.many import Member, train_many
+    from adaptx.training.together import Part, Source, train_together
     from adaptx.training.train import train
     from adaptx.training.tune import tune
 
@@ -33,13 +34,16 @@ __all__ = [
     "Encoder",
     "Full",
     "Member",
+    "Part",
     "Runtime",
+    "Source",
     "evaluate",
     "export",
     "export_merged",
     "tasks",
     "train",
     "train_many",
+    "train_together",
     "tune",
 ]
 
@@ -54,6 +58,9 @@ _HOMES = {
     "Member": "adaptx.training.member",
     "train": "adaptx.training.train",
     "train_many": "adaptx.training.many",
+    "Part": "adaptx.training.together",
+    "Source": "adaptx.training.together",
+    "train_together": "adaptx.training.together",
     "tune": "adaptx.training.tune",
 }
 

@@ -29,7 +29,7 @@ from adaptx.training.record import Job, Kept
 from adaptx.training.routed import Routed
 from adaptx.training.rows import Data, EncodedRows, open_data
 from adaptx.training.runlog import RunLog
-from adaptx.training.scoring import end_epoch, on_device
+from adaptx.training.scoring import end_epoch
 from adaptx.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Trainee:
     def loss(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """The mean loss of its batch, given its rows' states `[B, S, H]` and mask `[B, S]`."""
         outputs = self.job.adapter.outputs(hidden, mask)
-        targets = on_device(self.job, self.train.targets_at(self.rows, mask.shape[1]))
+        targets = self.job.on_device(self.train.targets_at(self.rows, mask.shape[1]))
         losses = self.job.task.losses(outputs, targets, self.options.smoothing)
         return losses.sum() / len(losses)
 

@@ -10,16 +10,20 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from adaptx.adapters import own_model
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import TrainingDiverged, choices
 from adaptx.evaluation.metrics import DEV_LOSS
 from adaptx.tasks import Task
-from adaptx.training.rows import EncodedRows, Rows
+from adaptx.training.plan import Plan
+from adaptx.training.rows import EncodedRows, MixedRows, Rows
 from adaptx.training.runlog import method_config
+from adaptx.training.scoring import dev_scores
 from adaptx.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +41,44 @@ class Job:
     options: Settings
     accelerator: Accelerator
     train: Rows
-    dev: EncodedRows
+    dev: EncodedRows | MixedRows
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it is trained, by name."""
+        return asdict(self.options)
+
+    def plan(self) -> Any:
+        """Which rows this process takes at each step."""
+        return Plan(
+            len(self.train),
+            self.options.batch_size,
+            self.options.accumulate,
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+            self.options.seed,
+            self.train.lengths,
+        )
+
+    def loss_sum(self, model: nn.Module, rows: np.ndarray) -> tuple[Tensor, int]:
+        """The sum of the rows' losses, and their tokens without padding.
+
+        When this process has no rows: 0, with a gradient of zeros.
+        """
+        batch, targets = self.train.batch(rows if len(rows) else np.zeros(1, dtype=np.int64))
+        outputs = model(self.on_device(batch.input_ids), self.on_device(batch.attention_mask))
+        losses = self.task.losses(outputs, self.on_device(targets), self.options.smoothing)
+        total = losses.sum() + own_model.regularization(self.adapter.model) * len(losses)
+        return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
+
+    def dev_scores(self, model: nn.Module) -> dict[str, float]:
+        """Loss and scores on dev (see adaptx.training.scoring)."""
+        model.eval()
+        return dev_scores(self, model)
+
+    def on_device(self, array: np.ndarray) -> Tensor:
+        """An array where the training's process computes."""
+        return torch.from_numpy(array).to(self.accelerator.device)
 
     def about(self, config: PeftConfig | Full | None) -> dict[str, Any]:
         """What a run's log says of the training before it begins."""
@@ -48,7 +89,7 @@ class Job:
             "method": facts.method,
             "task": facts.task,
             "config": method_config(config),
-            **self._facts(),
+            **self.facts(),
         }
 
     def record(
@@ -59,15 +100,16 @@ class Job:
     ) -> None:
         """Write into the adapter how it was trained."""
         facts = {
-            **self._facts(),
+            **self.facts(),
             "best": (best or history[-1]) if len(self.dev) else None,
             "history": history,
         }
         self.adapter.with_training(facts | ({"seconds": round(seconds, 1)} if seconds else {}))
 
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
+        """What an adapter and a run's log say of how it was trained."""
         probe = self.adapter.facts.method == "probe"  # fitted: few settings are its own
-        settings = asdict(self.options)
+        settings = self.settings
         used = ("seed", "max_length", "metric") if probe else tuple(settings)
         return {
             "settings": {name: settings[name] for name in used},

@@ -24,7 +24,7 @@ from adaptx.errors import OptionError
 from adaptx.training.average import Average
 from adaptx.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
 from adaptx.training.record import Job, Kept
-from adaptx.training.rows import EncodedRows, Rows
+from adaptx.training.rows import EncodedRows, MixedRows, Rows
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -162,12 +162,14 @@ def identity(job: Job) -> dict[str, Any]:
         "the dev data": _digest(job.dev),
         "precision": accelerator.mixed_precision,
         "the number of processes": accelerator.num_processes,
-        **asdict(job.options),
+        **job.settings,
     }
     return dict(json.loads(json.dumps(found)))  # as it comes back from a file
 
 
 def _digest(rows: Rows) -> str:
+    if isinstance(rows, MixedRows):
+        return "; ".join(map(_digest, rows.each))
     if not isinstance(rows, EncodedRows):
         return f"{len(rows)} rows"  # larger than memory: not read for this
     digest = hashlib.sha256()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,10 +29,13 @@ class Routed(nn.Module):
         taken = fast and self.why_plain is None
         self.bert = FastBert(encoder, dtype or torch.float32) if taken else None
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """int64 `[B, S]`, int64 `[B, S]` -> the adapter's outputs, `[B, L]` or `[B, S, L]`."""
+    def forward(self, input_ids: Tensor, mask: Tensor, *heads: Any) -> Any:
+        """int64 `[B, S]`, int64 `[B, S]` -> the adapter's outputs, `[B, L]` or `[B, S, L]`.
+
+        `heads` says which rows are whose, to an adapter with several (adaptx.training.shared).
+        """
         if self.bert is not None:
             hidden = self.bert.hidden(input_ids, mask, [(0, len(input_ids), self.adapter)])
         else:
             hidden = self.adapter.hidden(self.encoder, input_ids, mask, fused=self.fused)
-        return self.adapter.outputs(hidden, mask)
+        return self.adapter.outputs(hidden, mask, *heads)

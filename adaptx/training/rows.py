@@ -23,6 +23,7 @@ from adaptx.errors import OptionError
 from adaptx.tasks import Task
 
 Data = str | Path | Sequence[Any]
+Span = tuple[int, int, int, int]  # windows from, to; their tokens; the place of their head
 
 
 class Rows(Protocol):
@@ -37,7 +38,7 @@ class Rows(Protocol):
         """How many rows there are."""
         ...
 
-    def batch(self, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
+    def batch(self, rows: np.ndarray) -> tuple[Batch, Any]:
         """The rows at these places, padded, and their targets."""
         ...
 
@@ -116,6 +117,49 @@ class IndexedRows:
         taken = self.examples.take(rows)
         held = EncodedRows.of(self.encoder, self.adapter, self.task, taken)
         return held.batch(np.arange(len(taken)))
+
+
+@dataclass(frozen=True)
+class MixedRows:
+    """The rows of several sources, numbered one source after another.
+
+    heads  of each source, the place of its head
+    """
+
+    each: Sequence[EncodedRows]
+    heads: Sequence[int]
+    pad_id: int
+
+    @property
+    def lengths(self) -> None:
+        """Rows aren't sorted by length: a batch has rows of every source."""
+        return None
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self.each)
+
+    def batch(self, rows: np.ndarray) -> tuple[Batch, list[tuple[int, Span, Any]]]:
+        """The windows of these rows, source after source, padded; of each source that has rows
+        here, its place, its span and its targets.
+        """
+        starts = np.cumsum([0, *(len(held) for held in self.each)])
+        parts: list[tuple[int, Batch, Any]] = []
+        for place, held in enumerate(self.each):
+            own = rows[(rows >= starts[place]) & (rows < starts[place + 1])] - starts[place]
+            if len(own):
+                parts.append((place, *held.batch(own)))
+        shapes = [batch.input_ids.shape for _, batch, _ in parts]
+        total, longest = sum(many for many, _ in shapes), max(tokens for _, tokens in shapes)
+        ids = np.full((total, longest), self.pad_id, np.int64)
+        mask = np.zeros_like(ids)
+        spans, at = [], 0
+        for place, batch, targets in parts:
+            many, tokens = batch.input_ids.shape
+            ids[at : at + many, :tokens] = batch.input_ids
+            mask[at : at + many, :tokens] = batch.attention_mask
+            spans.append((place, (at, at + many, tokens, self.heads[place]), targets))
+            at += many
+        return Batch(ids, mask, np.arange(total)), spans
 
 
 def training_rows(

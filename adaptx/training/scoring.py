@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from adaptx.evaluation.metrics import task_scores
 from adaptx.tasks import Task
 from adaptx.tasks.base import TOKENS
 from adaptx.training.average import Average
-from adaptx.training.record import Job, Kept
 from adaptx.training.rows import EncodedRows
 from adaptx.training.runlog import RunLog
+
+if TYPE_CHECKING:
+    from adaptx.training.record import Job, Kept
 
 
 def end_epoch(
@@ -36,7 +38,7 @@ def end_epoch(
     """Score and log an epoch that ended after optimizer step `step`.
 
     Its entry, whether it is the best so far, and whether patience is at its end. Raises
-    TrainingDiverged. `model` as in `dev_scores`; `started` is a time.perf_counter().
+    TrainingDiverged. `model` as in `Job.dev_scores`; `started` is a time.perf_counter().
     """
     entry: dict[str, Any] = {
         "epoch": epoch,
@@ -49,7 +51,7 @@ def end_epoch(
         raise kept.diverged("a weight isn't finite after it", step, epoch)
     with average.applied():
         if len(job.dev):
-            entry |= dev_scores(job, model)
+            entry |= job.dev_scores(model)
         sound = math.isfinite(entry.get("dev_loss", 0.0))
         best = sound and kept.offer(entry)
     if not sound:
@@ -60,15 +62,15 @@ def end_epoch(
 
 
 @torch.no_grad()
-def dev_scores(job: Job, model: nn.Module) -> dict[str, float]:
+def dev_scores(job: Job, model: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
     """Loss and scores on dev; the processes share the rows and all get the answer.
 
     `model` gives outputs `[B, L]`, or `[B, S, L]`, for ids and mask int64 `[B, S]`.
     """
     from accelerate.utils import gather_object
 
-    model.eval()
     accelerator, dev, task = job.accelerator, job.dev, job.task
+    assert isinstance(dev, EncodedRows)  # of several tasks, each is scored by itself
     # As many rows, and so forward passes, for each process, some of them twice: FSDP waits in each.
     share = -(-len(dev) // accelerator.num_processes)
     mine = (np.arange(share) * accelerator.num_processes + accelerator.process_index) % len(dev)
@@ -80,8 +82,8 @@ def dev_scores(job: Job, model: nn.Module) -> dict[str, float]:
     for start in range(0, share, rows_at_once):
         rows = mine[start : start + rows_at_once]
         batch, targets = dev.batch(rows)
-        outputs = model(on_device(job, batch.input_ids), on_device(job, batch.attention_mask))
-        losses = task.losses(outputs, on_device(job, targets)).float().tolist()
+        outputs = model(job.on_device(batch.input_ids), job.on_device(batch.attention_mask))
+        losses = task.losses(outputs, job.on_device(targets)).float().tolist()
         each = unpadded(task, outputs.float().cpu().numpy(), batch)
         for i, (row, loss) in enumerate(zip(rows.tolist(), losses, strict=True)):
             found.append((row, loss, each[i * task.parts : (i + 1) * task.parts]))
@@ -108,8 +110,3 @@ def answers(rows: EncodedRows, outputs: Sequence[np.ndarray]) -> list[Any]:
         found.append(rows.task.answer(one, windows, outputs[at : at + len(windows)]))
         at += len(windows)
     return found
-
-
-def on_device(job: Job, array: np.ndarray) -> Tensor:
-    """An array where the training's process computes."""
-    return torch.from_numpy(array).to(job.accelerator.device)

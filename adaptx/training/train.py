@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from adaptx.adapters import own_model
 from adaptx.adapters.adapter import Adapter
@@ -30,14 +29,13 @@ from adaptx.training.checkpoint import Checkpoint
 from adaptx.training.display import Display
 from adaptx.training.distributed import check_distribution, check_launch, fsdp_hidden, held, place
 from adaptx.training.optimizing import optimizer_and_schedule
-from adaptx.training.plan import Plan
 from adaptx.training.probe import fit_probe, pooled_states
 from adaptx.training.record import Job, Kept
 from adaptx.training.resuming import Progress, Resuming, find_checkpoint
 from adaptx.training.routed import Routed
 from adaptx.training.rows import Data, EncodedRows, open_data, training_rows
 from adaptx.training.runlog import RunLog, check_run
-from adaptx.training.scoring import answers, end_epoch, on_device
+from adaptx.training.scoring import answers, end_epoch
 from adaptx.training.settings import Settings
 from adaptx.training.stopping import SIGNALS, Stopping
 
@@ -137,18 +135,35 @@ def train(
             if options.probe_first and found is None:
                 with held(encoder, accelerator) as working:
                     _probe(replace(job, encoder=working))
-            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-            with (
-                held(encoder, accelerator, dtype if adapter.sites and fast else None) as working,
-                working.checkpointing(adapter.model) if checkpointing else nullcontext(),
-            ):
-                job = replace(job, encoder=working)
-                routed = Routed(working, adapter, fast=fast, dtype=dtype)
-                _loop(job, log, routed, run, checkpoint_every, found)
-            for held_by in (accelerator._models, accelerator._optimizers):
-                del held_by[-1:]  # else an accelerator of the caller's would keep each training's
+            in_steps(job, log, run, found, checkpoint_every, checkpointing=checkpointing, fast=fast)
     accelerator.wait_for_everyone()
     return adapter.to(encoder.device).requires_grad_(False).eval()
+
+
+def in_steps(
+    job: Job,
+    log: RunLog,
+    run: Path | None,
+    found: Checkpoint | None,
+    checkpoint_every: float,
+    *,
+    checkpointing: bool,
+    fast: bool,
+) -> None:
+    """Train the job's adapter in place, from its beginning or from the checkpoint that was found.
+
+    Raises TrainingDiverged or TrainingInterrupted.
+    """
+    accelerator, adapter = job.accelerator, job.adapter
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    with (
+        held(job.encoder, accelerator, dtype if adapter.sites and fast else None) as working,
+        working.checkpointing(adapter.model) if checkpointing else nullcontext(),
+    ):
+        routed = Routed(working, adapter, fast=fast, dtype=dtype)
+        _loop(replace(job, encoder=working), log, routed, run, checkpoint_every, found)
+    for held_by in (accelerator._models, accelerator._optimizers):
+        del held_by[-1:]  # else an accelerator of the caller's would keep each training's
 
 
 def _loop(
@@ -164,15 +179,7 @@ def _loop(
 
     options, accelerator, adapter = job.options, job.accelerator, job.adapter
     set_seed(options.seed + accelerator.process_index)  # dropout: each process draws its own
-    plan = Plan(
-        len(job.train),
-        options.batch_size,
-        options.accumulate,
-        accelerator.num_processes,
-        accelerator.process_index,
-        options.seed,
-        job.train.lengths,
-    )
+    plan = job.plan()
     total = options.epochs * len(plan)
     optimizer, schedule = optimizer_and_schedule(adapter, options, total)
     model, optimizer = accelerator.prepare(routed, optimizer)
@@ -202,7 +209,7 @@ def _loop(
                     with nullcontext() if last else accelerator.no_sync(model):
                         # The mean over the *global* batch, whoever holds its rows: DDP averages
                         # the processes' gradients, so each counts its own rows that many times.
-                        total_loss, tokens = _loss_sum(job, model, rows)
+                        total_loss, tokens = job.loss_sum(model, rows)
                         micro = total_loss / step.rows
                         accelerator.backward(micro * undivided)
                         seen[0] += micro.detach()
@@ -253,22 +260,10 @@ def _loop(
     kept.restore()
 
 
-def _loss_sum(job: Job, model: nn.Module, rows: np.ndarray) -> tuple[Tensor, int]:
-    """The sum of the rows' losses, and their tokens without padding.
-
-    When this process has no rows: 0, with a gradient of zeros.
-    """
-    batch, targets = job.train.batch(rows if len(rows) else np.zeros(1, dtype=np.int64))
-    outputs = model(on_device(job, batch.input_ids), on_device(job, batch.attention_mask))
-    losses = job.task.losses(outputs, on_device(job, targets), job.options.smoothing)
-    total = losses.sum() + own_model.regularization(job.adapter.model) * len(losses)
-    return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
-
-
 def _probe(job: Job) -> list[dict[str, Any]]:
     """Fit the head alone; every process does the same small sum."""
     train, dev, batch_size = job.train, job.dev, 2 * job.options.batch_size
-    assert isinstance(train, EncodedRows)
+    assert isinstance(train, EncodedRows) and isinstance(dev, EncodedRows)
 
     def states(rows: EncodedRows) -> np.ndarray:
         return pooled_states(job.encoder, job.adapter, rows.ids, batch_size)

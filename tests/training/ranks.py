@@ -16,6 +16,7 @@ from peft import LoraConfig
 
 import adaptx as ax
 from adaptx.data.read import read_examples
+from adaptx.data.records import Tagged
 from adaptx.errors import AdaptxError
 from adaptx.training.distributed import fsdp_hidden, held
 from adaptx.training.plan import Plan
@@ -47,6 +48,18 @@ def signal_in_step(number):
     Plan.steps = steps
 
 
+def train_together(encoder, config, train, dev, **options):
+    """Two tasks at once: topics, and tags that are each word's length."""
+    words = [row.text.split()[:6] for row in train[:15]]
+    tags = [Tagged(tuple(w), tuple("long" if len(x) > 5 else "short" for x in w)) for w in words]
+    tagging = ax.tasks.TokenClassification(scheme="plain")
+    parts = {
+        "topics": ax.Part(ax.tasks.Classification(), [ax.Source(train, dev)]),
+        "lengths": ax.Part(tagging, [ax.Source(tags, tags)], weight=0.5),
+    }
+    return ax.train_together(encoder, parts, config, name="x", **options)
+
+
 def main(encoder_folder, data, options, meeting=None):
     if meeting and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}",
@@ -54,16 +67,19 @@ def main(encoder_folder, data, options, meeting=None):
     options = {"epochs": 2, "batch_size": 9, "lr": 3e-3, "dev": f"{data}/dev.jsonl"} | options
     lora = LoraConfig(r=4, target_modules=options.pop("sites", "all-linear"))
     config = {"lora": lora, "probe": None, "full": ax.Full()}[options.pop("method", "lora")]
-    rows = options.pop("rows", None)
+    rows, together = options.pop("rows", None), options.pop("together", False)
     last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
     if (step := options.pop("signal_at", None)) and last:
         signal_in_step(step)
     encoder = ax.Encoder.from_pretrained(encoder_folder)
     train = read_examples(f"{data}/train.jsonl")[:rows]
     try:
-        adapter = ax.train(
-            encoder, ax.tasks.Classification(), config, name="x", train=train, **options
-        )
+        if together:
+            adapter = train_together(encoder, config, train[:40], **options)["topics"]
+        else:
+            adapter = ax.train(
+                encoder, ax.tasks.Classification(), config, name="x", train=train, **options
+            )
     except AdaptxError as error:
         say({"error": f"{type(error).__name__}: {error}"})
         return
