@@ -32,3 +32,10 @@ def _refuse(error: AdaptxError, code: int = 2) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # a machine's processes meet the same error
         print(f"Error: {error}", file=sys.stderr)
     sys.exit(code)
+
+
+def main_process() -> bool:
+    """Whether this process is the one that writes, of those that `accelerate launch` started."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)

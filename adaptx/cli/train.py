@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
+from adaptx.cli.run import main_process
 from adaptx.cli.train_many import train_many
+from adaptx.cli.train_together import train_together
 from adaptx.errors import OptionError, TrainingDiverged, choices
 
 EXAMPLES = """
@@ -25,6 +27,8 @@ EXAMPLES = """
   adaptx train --train train.jsonl -o adapters/ia3 --config ia3.json
 
   adaptx train --config many.yaml -o adapters
+
+  adaptx train --config together.yaml -o adapters
 
   adaptx train --task token-classification --train train.conll --dev dev.conll -o adapters/sw-ner
 
@@ -97,7 +101,8 @@ def train(
         Path | None,
         typer.Option(
             "--config",
-            help="Any of PEFT's methods: its adapter_config.json. Or many adapters: a YAML file.",
+            help="Any of PEFT's methods: its adapter_config.json. Or many adapters, or several "
+            "tasks on one: a YAML file.",
         ),
     ] = None,
     r: Annotated[int, typer.Option("--r", help="LoRA's rank.")] = 16,
@@ -189,20 +194,30 @@ def train(
     """Train an adapter on a frozen encoder, and keep the best epoch on dev."""
     from adaptx.training.many_file import many_of
     from adaptx.training.many_file import read_config as read_file
+    from adaptx.training.together_file import together_of
 
-    if config is not None and "adapters" in (file := read_file(config)):
-        _check_many(ctx)
-        train_many(
-            many_of(config, file),
-            output,
-            encoder=encoder if _given(ctx, "encoder") else None,
-            prefix=prefix,
-            precision=precision.value if precision else None,
-            fast=fast,
-            run=run,
-            overwrite=overwrite,
-            dry_run=dry_run,
-        )
+    if config is not None and {"adapters", "tasks"} & (file := read_file(config)).keys():
+        common_: dict[str, Any] = {
+            "encoder": encoder if _given(ctx, "encoder") else None,
+            "prefix": prefix,
+            "precision": precision.value if precision else None,
+            "fast": fast,
+            "run": run,
+            "overwrite": overwrite,
+            "dry_run": dry_run,
+        }
+        _check_file(ctx, MANY if "adapters" in file else TOGETHER)
+        if "adapters" in file:
+            train_many(many_of(config, file), output, **common_)
+        else:
+            train_together(
+                together_of(config, file),
+                output,
+                checkpointing=checkpointing,
+                resume=resume,
+                checkpoint_every=checkpoint_every,
+                **common_,
+            )
         return
     if train is None:
         raise OptionError("--train is missing: a file with training data, or hf:….")
@@ -284,11 +299,11 @@ def train(
             **settings,
         )
     except TrainingDiverged as error:
-        if error.adapter is not None and _main_process():
+        if error.adapter is not None and main_process():
             error.adapter.save(output, overwrite=overwrite)
             typer.echo(f"The last good adapter is in {output}.", err=True)
         raise
-    if _main_process():
+    if main_process():
         adapter.save(output, overwrite=overwrite)
         best = adapter.facts.training["best"]
         first = fitted.metrics[0]
@@ -301,6 +316,7 @@ def train(
 
 
 MANY = ("output", "config", "encoder", "prefix", "precision", "fast", "run", "overwrite", "dry_run")
+TOGETHER = (*MANY, "checkpointing", "resume", "checkpoint_every")
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
@@ -308,13 +324,13 @@ def _given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _check_many(ctx: typer.Context) -> None:
-    """Raise OptionError for options that a file with many adapters says itself."""
-    if said := [name for name in ctx.params if _given(ctx, name) and name not in MANY]:
+def _check_file(ctx: typer.Context, taken: Sequence[str]) -> None:
+    """Raise OptionError for options that a file with many adapters or tasks says itself."""
+    if said := [name for name in ctx.params if _given(ctx, name) and name not in taken]:
         names = choices("--" + name.replace("_", "-") for name in said)
         raise OptionError(
-            f"{names} would have no effect with a file of many adapters: write it there, under "
-            f"defaults or an adapter."
+            f"{names} would have no effect with a file of many adapters or tasks: write it there, "
+            f"under defaults or an adapter."
         )
 
 
@@ -376,9 +392,3 @@ def _chosen(
 
 def _labels(labels: Sequence[str]) -> str:
     return f"labels {', '.join(labels)}, " if labels else ""
-
-
-def _main_process() -> bool:
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)

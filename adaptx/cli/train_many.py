@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,30 +74,38 @@ def train_many(
 
 
 def _member(one: dict[str, Any]) -> Any:
-    from peft import LoraConfig
-
     import adaptx as ax
 
-    lora = {"r": 16, "target_modules": "all-linear", **one["lora"]}
-    check_keys(f"{one['name']}: lora", lora, LoraConfig.__dataclass_fields__)
-    try:
-        config = LoraConfig(**{"lora_alpha": lora["r"], **lora})
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"{one['name']}: lora: {error}") from None
-    labels = one.get("labels") or ()
-    task = ax.tasks.make_task(
-        one.get("task", "classification"),
-        labels=tuple(labels),
-        **{key: one.get(key) for key in ("pooling", "scheme", "repair")},
-    )
     plain = ("language", "dev", "text_column", "label_column")
     return ax.Member(
         one["name"],
-        config,
+        lora_of(one["name"], one["lora"]),
         train=one["train"],
-        task=task,
+        task=task_of(one),
         settings={key: value for key, value in one.items() if key not in KEYS},
         **{key: one.get(key) for key in plain},
+    )
+
+
+def lora_of(name: str, given: Mapping[str, Any]) -> Any:
+    """The LoraConfig of a file's `lora`; OptionError, naming the adapter, for what can't be."""
+    from peft import LoraConfig
+
+    lora = {"r": 16, "target_modules": "all-linear", **given}
+    check_keys(f"{name}: lora", lora, LoraConfig.__dataclass_fields__)
+    try:
+        return LoraConfig(**{"lora_alpha": lora["r"], **lora})
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"{name}: lora: {error}") from None
+
+
+def task_of(one: Mapping[str, Any]) -> Any:
+    """The task that a file's values name."""
+    from adaptx.tasks import make_task
+
+    options = {key: one.get(key) for key in ("pooling", "scheme", "repair")}
+    return make_task(
+        one.get("task", "classification"), labels=tuple(one.get("labels") or ()), **options
     )
 
 

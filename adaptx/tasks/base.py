@@ -37,6 +37,7 @@ TITLES = {  # of metrics, in a table or a sentence
     "ndcg_at_10": "nDCG@10",
     "precision": "precision",
     "recall": "recall",
+    "mean": "mean",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +65,22 @@ class Display:
             f"epoch {entry['epoch']:>3}  loss {entry['loss']:.4f}{dev}  "
             f"{entry['seconds']:.1f} s{mark}"
         )
+        for part, scores in _by_part(entry).items():
+            self.say(f"           {part}  {score_line(scores)}")
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _by_part(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scores of each task, or each of its languages, of several that train together."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in entry.items():
+        part, _, metric = name.rpartition(".")
+        if part:
+            found.setdefault(part, {})[metric] = value
+    return found
 
 
 class ManyDisplay(Display):

@@ -62,24 +62,24 @@ def read_config(path: Path) -> dict[str, Any]:
 def many_of(path: Path, config: Mapping[str, Any]) -> Job:
     """The job of a file with `adapters`; OptionError, with the nearest key, for one that isn't."""
     check_keys(path, config, TOP)
-    _check_values(path, config)
+    check_values(path, config)
     defaults, adapters = config.get("defaults") or {}, config["adapters"]
     if not isinstance(adapters, list) or not adapters:
         raise OptionError(f"{path}: adapters must be a list with at least one.")
     known = (*KEYS, *Settings.__dataclass_fields__)
     filled = []
-    for number, one in enumerate((defaults, *adapters)):
-        where = f"{path}, adapter {number}" if number else f"{path}, defaults"
+    for place, one in enumerate((defaults, *adapters)):
+        where = f"{path}, adapter {place}" if place else f"{path}, defaults"
         if not isinstance(one, dict):
             raise OptionError(f"{where}: this must be named values, not {one!r}.")
         check_keys(where, one, known)
-        _check_values(where, one)
+        check_values(where, one)
         lora = {**(defaults.get("lora") or {}), **(one.get("lora") or {})}
-        values = {key: _number(value) for key, value in {**defaults, **one}.items()}
-        filled.append({**values, "lora": {key: _number(value) for key, value in lora.items()}})
-    for number, one in enumerate(filled[1:], 1):
+        values = {key: number(value) for key, value in {**defaults, **one}.items()}
+        filled.append({**values, "lora": {key: number(value) for key, value in lora.items()}})
+    for place, one in enumerate(filled[1:], 1):
         if missing := [key for key in ("name", "train") if not isinstance(one.get(key), str)]:
-            raise OptionError(f"{path}, adapter {number}: {missing[0]} is missing, or no text.")
+            raise OptionError(f"{path}, adapter {place}: {missing[0]} is missing, or no text.")
     slots = config.get("slots", 8)
     if type(slots) is not int or slots < 1:  # true is an int too
         raise OptionError(f"{path}: slots={slots!r} must be a whole number, at least 1.")
@@ -95,14 +95,15 @@ def check_names(names: Sequence[str]) -> None:
             raise OptionError(f"The name {name!r} is used twice: give each adapter its own.")
 
 
-def _number(value: Any) -> Any:
-    """YAML takes 5e-4 for a text, for want of a point."""
+def number(value: Any) -> Any:
+    """A value, or the number it says: YAML takes 5e-4 for a text, for want of a point."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value, re.I):
         return float(value)
     return value
 
 
-def _check_values(where: object, given: Mapping[str, Any]) -> None:
+def check_values(where: object, given: Mapping[str, Any]) -> None:
+    """Raise OptionError for a value of another kind than its key's."""
     for key in TEXTS:
         if not isinstance(given.get(key), str | None):
             raise OptionError(

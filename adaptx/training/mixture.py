@@ -32,18 +32,18 @@ GOLDEN = (5**0.5 - 1) / 2
 class Sampling:
     """How often each source is read.
 
-    kind         one of SAMPLINGS
+    sampling     one of SAMPLINGS
     temperature  1 is proportional; the higher, the more alike; for "temperature" alone
     passes       how often a source is read at most, for "unimax" alone; None: twice the epochs
     """
 
-    kind: str = "temperature"
+    sampling: str = "temperature"
     temperature: float = 2.0
     passes: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in SAMPLINGS:
-            raise OptionError(f"sampling={self.kind!r} is none of {choices(SAMPLINGS)}.")
+        if self.sampling not in SAMPLINGS:
+            raise OptionError(f"sampling={self.sampling!r} is none of {choices(SAMPLINGS)}.")
         for name in ("temperature", "passes"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < 1e9):
@@ -52,11 +52,11 @@ class Sampling:
     def shares(self, sizes: Sequence[int], epochs: int) -> np.ndarray:
         """Each source's share of all rows, fp64, their sum 1; `epochs` of so many rows as all."""
         rows = np.array(sizes, np.float64)
-        if self.kind == "unimax":
+        if self.sampling == "unimax":
             found = _unimax(rows, epochs * rows.sum(), self.passes or 2 * epochs)
         else:
             power = {"proportional": 1.0, "uniform": 0.0, "temperature": 1 / self.temperature}
-            found = (rows / rows.max()) ** power[self.kind]
+            found = (rows / rows.max()) ** power[self.sampling]
         return found / found.sum()
 
 

@@ -153,7 +153,10 @@ def mixed_job(
     for part, given in parts.items():
         if not part or "." in part:
             raise OptionError(f"{part!r} can't be a task's name: it must be text without a point.")
-        read = [source.rows(given.task) for source in given.sources]
+        try:
+            read = [source.rows(given.task) for source in given.sources]
+        except OptionError as error:  # a DataError names its file
+            raise OptionError(f"{part}: {error}") from None
         every = [[row for rows in split for row in rows] for split in zip(*read, strict=True)]
         task = given.task.fit(*every)
         first = next(iter(adapters.values()), None)

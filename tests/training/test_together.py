@@ -288,7 +288,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(small, tmp_path, monkeyp
         (
             {"given": {"a": parts()["topics"], "b": Part(ax.tasks.Classification(), [Source([])])}},
             OptionError,
-            "no examples",
+            "b: There are no examples",
         ),
     ],
 )
