@@ -31,7 +31,7 @@ def splits(data: Path, lang: str) -> Mapping[str, Sequence[Path]]:
     return {split: [folder / f"{split}.tsv.gz"] for split in ("train", "dev", "test")}
 
 
-def load(files: Sequence[Path], kind: str) -> list[Example]:
+def load(files: Sequence[Path], split: str) -> list[Example]:
     """The tweets of a file."""
     return read_examples(files[0], text_column="tweet")
 
@@ -39,7 +39,7 @@ def load(files: Sequence[Path], kind: str) -> list[Example]:
 SUITE = Suite(
     name="afrisenti",
     langs=("swa", "kin", "por", "hau"),
-    few=("swa",),
+    once=("kin", "por", "hau"),
     splits=splits,
     load=load,
     task=Classification,

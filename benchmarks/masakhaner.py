@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adaptx.cli.run import run as run_script
+from adaptx.data.read import read_tagged
+from adaptx.data.records import Tagged
 from adaptx.tasks import TokenClassification
 from benchmarks.scored import LORA, Suite
 
@@ -30,11 +32,17 @@ def splits(data: Path, lang: str) -> Mapping[str, Sequence[Path]]:
     return {split: [folder / f"{split}.txt"] for split in ("train", "dev", "test")}
 
 
+def load(files: Sequence[Path], split: str) -> list[Tagged]:
+    """The sentences of a file."""
+    return read_tagged(files[0])
+
+
 SUITE = Suite(
     name="masakhaner",
     langs=("amh", "hau", "ibo", "kin", "lug", "luo", "pcm", "swa", "wol", "yor"),
-    few=("swa", "yor"),
+    once=("amh", "hau", "ibo", "kin", "lug", "luo", "pcm", "wol"),
     splits=splits,
+    load=load,
     task=lambda: TokenClassification(repair=True),
     metric="f1",
     grids={

@@ -39,7 +39,7 @@ def splits(data: Path, lang: str) -> Mapping[str, Sequence[Path]]:
     return {**found, "test": [folder / f"test.{lang}", folder / "test.eng"]}
 
 
-def load(files: Sequence[Path], kind: str) -> list[Pair]:
+def load(files: Sequence[Path], split: str) -> list[Pair]:
     """The pairs of two aligned files, or of two tables by their rows' index."""
     if files[0].suffix != ".tsv":
         return read_pairs(*files)
@@ -53,7 +53,6 @@ def load(files: Sequence[Path], kind: str) -> list[Pair]:
 SUITE = Suite(
     name="retrieval",
     langs=tuple(SIB200),
-    few=tuple(SIB200),
     splits=splits,
     load=load,
     task=lambda: Retrieval(temperature=0.02),

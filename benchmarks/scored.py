@@ -1,10 +1,11 @@
 """What the benchmarks of scores share: runs by language, method and seed, cached and resumable.
 
 A `Suite` says the data, the task and the grids; its module's docstring says what was searched and
-why. Each run's result is kept under --cache, by the data, the method, its settings and the seed, so
-that a benchmark that was cut off goes on where it was. The last line is JSON: {language: {method:
-{…}}}, means over the seeds, "mean" over the languages, and "differences" with 95% intervals of the
-bootstrap over test rows, paired, drawn within each language.
+why. Languages with the same training files share one training. The results of each are kept under
+--cache, by the data, the method, its settings and the seed, so that a benchmark that was cut off
+goes on where it was. The last line is JSON: {language: {method: {…}}}, means over the seeds; "mean"
+over the languages; and "differences", of scores averaged over the seeds that each method has, with
+95% intervals of the bootstrap over test rows, paired, drawn within each language.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -25,40 +27,42 @@ from rich.console import Console
 from rich.table import Table
 
 import adaptx
-from adaptx.data.large import open_records
 from adaptx.errors import DataError, OptionError, choices
 from adaptx.evaluation.compare import paired_bootstrap, paired_ratio
 from adaptx.evaluation.report import Report
 from adaptx.tasks import Task
 from adaptx.tasks.base import title
+from adaptx.tasks.classification import METRICS as CLASSIFICATION
 
 ENCODER = "bundled:multilingual-e5-small"
 LORA = {"r": 16, "lora_alpha": 16, "target_modules": "all-linear"}
+AT_ONCE = 8  # rows that are scored: on a CPU larger batches take longer
 
 
 @dataclass(frozen=True)
 class Suite:
     """A benchmark.
 
-    langs, few   all languages; those with `seeds` seeds, the others have one
+    langs, once  all languages; those with one seed whatever --seeds says
     splits       from the data root and a language to the files of train, dev and test
-    load         from a split's files and the kind of task to its records
+    load         from a split's files and its name to its records
     grids        the settings of each method; `chosen` are places in them, by --search on `searched`
     metric       what is compared
+    joined       dev chooses no epoch: the last one stands, and once settings are chosen, dev's rows
+                 are trained on too, but for --train-only
     """
 
     name: str
     langs: Sequence[str]
-    few: Sequence[str]
     splits: Callable[[Path, str], Mapping[str, Sequence[Path]]]
+    load: Callable[[Sequence[Path], str], Sequence[Any]]
     task: Callable[[], Task]
     metric: str
     grids: Mapping[str, Sequence[Mapping[str, Any]]]
     chosen: Mapping[str, int]
     searched: Sequence[str]
-    load: Callable[[Sequence[Path], str], Sequence[Any]] = lambda files, kind: open_records(
-        files[0], kind
-    )
+    once: Sequence[str] = ()
+    joined: bool = False
 
     def main(self, doc: str) -> None:
         """Read the command line, run, and print the JSON."""
@@ -77,18 +81,18 @@ class Suite:
         for lang in options.langs.split(","):
             for method in methods:
                 settings = self.grids[method][self.chosen[method]]
-                many = lang in self.few and method not in ("full", "plain")
-                seeds = range(options.seeds if many else 1)
-                found = [self.cached(lang, method, settings, seed, options) for seed in seeds]
+                seeds = options.full_seeds if method == "full" else options.seeds
+                if lang in self.once or "epochs" not in settings:  # solved, or nothing to train
+                    seeds = 1
+                found = [
+                    self.cached(lang, method, settings, seed, options) for seed in range(seeds)
+                ]
                 runs.setdefault(lang, {})[method] = found
         results: dict[str, Any] = {
             lang: {method: mean(found) for method, found in by_method.items()}
             for lang, by_method in runs.items()
         }
-        results["mean"] = {
-            m: {self.metric: round(float(np.mean([results[k][m][self.metric] for k in runs])), 5)}
-            for m in methods
-        }
+        results["mean"] = {m: mean([results[lang][m] for lang in runs]) for m in methods}
         self.show(results)
         first, *others = methods
         results["differences"] = {f"{first} - {m}": self.less(runs, first, m) for m in others}
@@ -118,39 +122,56 @@ class Suite:
         options: argparse.Namespace,
     ) -> dict[str, Any]:
         """The result of a run, from the cache where it stands there."""
+        joined = self.joined and not (options.search or options.train_only)
         files = self.splits(options.data, lang)
-        run_by = [adaptx.__version__, ENCODER, settings]
-        digest = hashlib.sha256(json.dumps(run_by, sort_keys=True).encode())
-        for split in ("train", "dev", "test"):
-            for file in files[split]:
+        trained = [*files["train"], *files["dev"]]
+
+        def place(lang: str, test: Sequence[Path]) -> Path:
+            run_by = [adaptx.__version__, ENCODER, settings, *([joined] if self.joined else [])]
+            digest = hashlib.sha256(json.dumps(run_by, sort_keys=True).encode())
+            for file in (*trained, *test):
+                if not file.is_file():
+                    raise DataError("there is no such file.", file)
                 digest.update(file.read_bytes())
-        path = options.cache / f"{lang}-{method}-{seed}-{digest.hexdigest()[:12]}.json"
-        if path.is_file():
-            found: dict[str, Any] = json.loads(path.read_text())
-            return found
-        print(f"{lang}, {method}, lr {settings.get('lr')}, seed {seed} …", file=sys.stderr)
-        result = self.run(files, f"{lang}-{method}", method, settings, seed)
-        options.cache.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(result))
-        part.replace(path)
-        return result
+            return options.cache / f"{lang}-{method}-{seed}-{digest.hexdigest()[:12]}.json"
+
+        path = place(lang, files["test"])
+        if not path.is_file():
+            print(f"{lang}, {method}, lr {settings.get('lr')}, seed {seed} …", file=sys.stderr)
+            each = {other: self.splits(options.data, other) for other in self.langs} | {lang: files}
+            tests = {
+                other: its["test"]
+                for other, its in each.items()
+                if [*its["train"], *its["dev"]] == trained
+            }
+            paths = {other: place(other, test) for other, test in tests.items()}
+            results = self.run(files, tests, f"{lang}-{method}", method, settings, seed, joined)
+            options.cache.mkdir(parents=True, exist_ok=True)
+            for other, result in results.items():
+                part = paths[other].with_suffix(".part")
+                part.write_text(json.dumps(result))
+                part.replace(paths[other])
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
 
     def run(
         self,
         files: Mapping[str, Sequence[Path]],
+        tests: Mapping[str, Sequence[Path]],
         name: str,
         method: str,
         settings: Mapping[str, Any],
         seed: int,
-    ) -> dict[str, Any]:
-        """Train on train, to the best epoch on dev; count on dev and test."""
+        joined: bool,
+    ) -> dict[str, dict[str, Any]]:
+        """Train once, to the best epoch on dev (`joined`: on dev too); count on each test set."""
         from peft import LoraConfig
 
         task, settings = self.task(), dict(settings)
-        train, dev, test = (
-            self.load(files[split], task.kind) for split in ("train", "dev", "test")
-        )
+        train, dev = (list(self.load(files[split], split)) for split in ("train", "dev"))
+        loaded = {lang: self.load(test, "test") for lang, test in tests.items()}
+        if joined:
+            train, dev = train + dev, []
         lora = settings.pop("lora", None)
         config = LoraConfig(**lora) if lora else None
         if method == "full":
@@ -159,40 +180,44 @@ class Suite:
         started = time.perf_counter()
         if method == "plain":  # the encoder as it comes
             adapter = adaptx.Adapter.new(encoder, task, None, name=name)
-            best = {"epoch": 0, **adaptx.evaluate(encoder, adapter, dev).scores}
         else:
+            chooses = None if self.joined else dev
             adapter = adaptx.train(
-                encoder, task, config, name=name, train=train, dev=dev, seed=seed, **settings
+                encoder, task, config, name=name, train=train, dev=chooses, seed=seed, **settings
             )
-            best = adapter.facts.training["best"]
         seconds = time.perf_counter() - started
-        report = adaptx.evaluate(encoder, adapter, test)
+        best = adapter.facts.training.get("best") or {}
+        if dev and not best:
+            best = adaptx.evaluate(encoder, adapter, dev).scores
+        reports = {
+            lang: adaptx.evaluate(encoder, adapter, rows, batch_size=AT_ONCE)
+            for lang, rows in loaded.items()
+        }
         return {
-            **report.scores,
-            "dev": best[self.metric],
-            "epoch": best["epoch"],
-            "trainable_share": adapter.parameters_count / encoder.parameters,
-            "seconds": round(seconds, 1),
-            "rows": rows_of(report, self.metric),
+            lang: {
+                **report.scores,
+                **({"dev": best[self.metric]} if best else {}),
+                "epoch": best.get("epoch", settings.get("epochs", 0)),
+                "trainable_share": adapter.parameters_count / encoder.parameters,
+                "seconds": round(seconds, 1),
+                "rows": rows_of(report, self.metric),
+            }
+            for lang, report in reports.items()
         }
 
     def less(
         self, runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], one: str, two: str
     ) -> dict[str, Any]:
-        """One method's score less another's over all languages' test rows, seed 0 of both."""
-        langs = list(runs)
-        groups = np.concatenate([[lang] * len(runs[lang][one][0]["rows"][0]) for lang in langs])
-        first, second = (
-            [np.concatenate([runs[lang][m][0]["rows"][i] for lang in langs]) for i in (0, 1)]
-            for m in (one, two)
+        """One method's score less another's over all languages' test rows, means over seeds."""
+        groups = np.repeat(
+            list(runs), [len(by_method[one][0]["rows"][0]) for by_method in runs.values()]
         )
-        if self.metric in ("accuracy", "macro_f1", "weighted_f1"):
-            found = paired_bootstrap(
-                first[0], first[1], second[1], metric=self.metric, groups=groups
-            )
+        first, second = (by_seed([by_method[m] for by_method in runs.values()]) for m in (one, two))
+        if self.metric in CLASSIFICATION:
+            targets, a, b = first[0][:, 0], first[1].T, second[1].T
+            found = paired_bootstrap(targets, a, b, metric=self.metric, groups=groups)
         else:
-            pairs = [(np.array(x, float), np.array(y, float)) for x, y in (first, second)]
-            found = paired_ratio(*pairs, metric=self.metric, groups=groups)
+            found = paired_ratio(first, second, metric=self.metric, groups=groups)
         return found.to_json()
 
     def show(self, results: Mapping[str, Any]) -> None:
@@ -214,9 +239,13 @@ class Suite:
         root = os.environ.get("ADAPTX_DATA")
         parser.add_argument("--data", type=Path, default=Path(root) if root else None)
         parser.add_argument("--langs", default=",".join(self.langs), help="comma-separated")
-        parser.add_argument("--seeds", type=int, default=3, help=f"of {', '.join(self.few)}")
+        but = f"; {', '.join(self.once)} have one" if self.once else ""
+        parser.add_argument("--seeds", type=int, default=3, help=f"how many{but}")
+        parser.add_argument("--full-seeds", type=int, default=1, help="of full fine-tuning")
         parser.add_argument("--methods", default="lora", help=f"of {', '.join(self.grids)}")
         parser.add_argument("--search", metavar="METHODS", help="score the grids on dev instead")
+        if self.joined:
+            parser.add_argument("--train-only", action="store_true", help="don't train on dev too")
         parser.add_argument(
             "--cache", type=Path, default=Path(f"benchmarks/.cache/{self.name}"), help="a folder"
         )
@@ -228,6 +257,23 @@ def rows_of(report: Any, metric: str) -> list[list[Any]]:
     if isinstance(report, Report):
         return [report.targets.tolist(), report.predicted.tolist()]
     return [part.tolist() for part in report.tally[metric]]
+
+
+def by_seed(
+    runs: Sequence[Sequence[Mapping[str, Any]]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both parts of the rows of all languages, `[rows, seeds]`.
+
+    A language with fewer seeds than another has its own repeated, each as often as the others.
+    """
+    seeds = range(math.lcm(*map(len, runs)))
+    first, second = (
+        np.concatenate(
+            [np.stack([its[i % len(its)]["rows"][part] for i in seeds], 1) for its in runs]
+        )
+        for part in (0, 1)
+    )
+    return first, second
 
 
 def mean(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from adaptx import storage
 from adaptx.data.duplicates import digest, normalized
-from adaptx.data.records import Example
+from adaptx.data.records import Example, Passage
 from adaptx.errors import DataError, OptionError, choices
 
 
@@ -28,12 +29,7 @@ def split_examples(
     duplicates force more. Raises OptionError for shares that don't sum to 1, and DataError where a
     part would have no rows.
     """
-    if len(shares) < 2 or not all(share > 0 for share in shares.values()):
-        raise OptionError(f"Shares of {dict(shares)}: give at least two parts, each above 0.")
-    if abs(sum(shares.values()) - 1) > 1e-6:
-        raise OptionError(
-            f"The shares of {choices(shares)} sum to {sum(shares.values()):g}, not 1."
-        )
+    _check(shares)
     groups: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
         groups.setdefault(normalized(example.text), []).append(place)
@@ -59,6 +55,44 @@ def split_examples(
             examples[0].path if examples else None,
         )
     return {name: [examples[place] for place in sorted(places)] for name, places in parts.items()}
+
+
+def split_passages(
+    passages: Sequence[Passage], shares: Mapping[str, float], *, seed: int = 0
+) -> dict[str, list[Passage]]:
+    """The questions in parts of about the given shares, those about one passage always together.
+
+    A passage goes by a hash of seed and its first question's id, so files that ask the same
+    questions in other languages fall apart in the same way. Passages that are equal stay together.
+    Raises OptionError for shares that don't sum to 1, and DataError where a part would be empty.
+    """
+    _check(shares)
+    *ends, _ = itertools.accumulate(shares.values())
+    ends.append(1.0)
+    part_of: dict[str, str] = {}  # by passage
+    parts: dict[str, list[Passage]] = {name: [] for name in shares}
+    for one in passages:
+        if one.context not in part_of:
+            place = digest(f"{seed} {one.id}")
+            below = (name for name, end in zip(shares, ends, strict=True) if place < end * 2**64)
+            part_of[one.context] = next(below)
+        parts[part_of[one.context]].append(one)
+    if empty := [name for name, rows in parts.items() if not rows]:
+        raise DataError(
+            f"{len(part_of)} passages leave {choices(empty)} without any: give a larger share, "
+            f"another seed, or more passages.",
+            passages[0].path if passages else None,
+        )
+    return parts
+
+
+def _check(shares: Mapping[str, float]) -> None:
+    if len(shares) < 2 or not all(share > 0 for share in shares.values()):
+        raise OptionError(f"Shares of {dict(shares)}: give at least two parts, each above 0.")
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise OptionError(
+            f"The shares of {choices(shares)} sum to {sum(shares.values()):g}, not 1."
+        )
 
 
 def write_split(

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptx import storage
-from adaptx.data.read import Example, read_examples
-from adaptx.data.splits import split_examples, write_split
+from adaptx.data.read import Example, Passage, read_examples
+from adaptx.data.splits import split_examples, split_passages, write_split
 from adaptx.errors import DataError, OptionError, OutputExists
 from tests.data.files import seeded
 
@@ -125,3 +125,37 @@ def test_a_written_split_is_read_back(tmp_path):
     with pytest.raises(OutputExists):
         write_split(parts, tmp_path / "s", {})
     write_split(parts, tmp_path / "s", {}, overwrite=True)
+
+
+def questions(paragraphs, language="en"):
+    return [
+        Passage(f"{paragraph}-{i}", "?", f"passage {paragraph} in {language}")
+        for paragraph, count in enumerate(paragraphs)
+        for i in range(count)
+    ]
+
+
+@seeded
+@given(st.integers(120, 240), st.integers(0, 9))
+def test_a_passages_questions_stay_together_and_every_language_is_split_alike(count, seed):
+    paragraphs = [1 + i % 5 for i in range(count)]
+    english = questions(paragraphs)
+    parts = split_passages(english, SHARES, seed=seed)
+    assert sorted(row.id for part in parts.values() for row in part) == sorted(
+        row.id for row in english
+    )
+    homes = [{row.context for row in part} for part in parts.values()]
+    assert sum(map(len, homes)) == len(paragraphs)
+    assert abs(len(homes[0]) - 0.8 * len(paragraphs)) < 4 * (0.16 * len(paragraphs)) ** 0.5
+    zulu = split_passages(questions(paragraphs, "zu"), SHARES, seed=seed)
+    assert [[row.id for row in part] for part in zulu.values()] == [
+        [row.id for row in part] for part in parts.values()
+    ]
+    assert split_passages(english, SHARES, seed=seed + 1) != parts
+
+
+def test_passages_that_cant_be_split_are_refused():
+    with pytest.raises(DataError, match="1 passages leave dev, test without any"):
+        split_passages(questions([3]), {"train": 0.98, "dev": 0.01, "test": 0.01})
+    with pytest.raises(OptionError, match=r"sum to 1\.1"):
+        split_passages(questions([3]), {"train": 0.9, "test": 0.2})
