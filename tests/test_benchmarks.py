@@ -126,6 +126,43 @@ def test_the_afrisenti_benchmark_reads_tweets_and_prints_json(tmp_path):
 
 
 @pytest.mark.slow
+def test_three_tasks_share_an_adapter_in_the_benchmark_and_in_the_recipe(tmp_path):
+    topics, names, feelings = (
+        tmp_path / name for name in ("sib200/swh_Latn", "masakhaner1/swa", "afrisenti/swa")
+    )
+    for folder in (topics, names, feelings):
+        folder.mkdir(parents=True)
+    said = {
+        "michezo": "Timu ya Simba imeshinda mechi ya jana",
+        "afya": "Daktari alimpa mgonjwa dawa mpya",
+    }
+    for split in ("train", "dev", "test"):
+        lines = [f"{i}\t{label}\t{text}" for i, (label, text) in enumerate([*said.items()] * 4)]
+        (topics / f"{split}.tsv").write_text("\n".join(["index_id\tcategory\ttext", *lines]))
+        tagged = (ROOT / "recipes" / "data" / "tasks" / "names.conll").read_text()
+        (names / f"{split}.txt").write_text(tagged)
+        with gzip.open(feelings / f"{split}.tsv.gz", "wt") as file:
+            file.write("tweet\tlabel\n" + "Nimefurahi\tpositive\nNi mbaya\tnegative\n" * 4)
+    options = ("--data", tmp_path, "--cache", tmp_path / "cache")
+    found, said = benchmark("multitask", *options)
+    again, said_again = benchmark("multitask", *options)
+    assert found == again and ("seed 0 …" in said, "seed 0 …" in said_again) == (True, False)
+    scores = [found[task]["shared"]["score"] for task in ("topics", "names", "sentiment")]
+    assert found["mean"]["shared"]["score"] == pytest.approx(np.mean(scores), abs=1e-5)
+    differences = found["differences"]
+    each = [differences[task]["difference"] for task in ("topics", "names", "sentiment")]
+    assert differences["mean"]["difference"] == pytest.approx(np.mean(each))
+    assert differences["mean"]["low"] <= np.mean(each) <= differences["mean"]["high"]
+
+    said = recipe("multitask", "--data", tmp_path, "--output", tmp_path / "out")
+    assert len(re.findall(r"^(?:topics|names|sentiment): test .* [\d.]+$", said, re.M)) == 3
+    assert len(re.findall(r"^int8: sw-\w+, dev [\d.]+ -> [\d.]+$", said, re.M)) == 3
+    for task in ("topics", "names", "sentiment"):
+        assert (tmp_path / "out" / f"sw-{task}" / "adaptx.json").is_file()
+        assert f"sw-{task}: " in said
+
+
+@pytest.mark.slow
 def test_the_retrieval_benchmark_joins_rows_by_their_index(tmp_path):
     texts = {
         "swh": ["Mvua inanyesha leo.", "Paka analala juu ya meza.", "Nimenunua mkate asubuhi."],
