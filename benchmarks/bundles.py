@@ -44,15 +44,25 @@ def trained_adapter(encoder: Encoder, data: Path, cache: Path, language: str) ->
     """A LoRA of r=8 trained on a language of SIB-200, from the cache where it stands there."""
     folder = data / "sib200" / language
     about = json.dumps([encoder.fingerprint, TRAINING], sort_keys=True).encode()
-    digest = hashlib.sha256(about + find_split(folder, "train").read_bytes()).hexdigest()
-    saved = cache / f"{language}-{digest[:12]}"
-    if not saved.is_dir():
-        print(f"training {language} …", file=sys.stderr)
-        train = read_examples(find_split(folder, "train"))
+
+    def train() -> Adapter:
+        rows = read_examples(find_split(folder, "train"))
         task = ax.tasks.Classification()
         settings: dict[str, Any] = dict(TRAINING)
-        made = ax.train(encoder, task, config(), name=language, train=train, **settings)
-        made.save(saved)
+        return ax.train(encoder, task, config(), name=language, train=rows, **settings)
+
+    about += find_split(folder, "train").read_bytes()
+    return cached_adapter(cache, language, about, encoder, train)
+
+
+def cached_adapter(
+    cache: Path, name: str, about: bytes, encoder: Encoder, train: Callable[[], Adapter]
+) -> Adapter:
+    """An adapter from the cache, trained unless it stands there; `about` is what it comes from."""
+    saved = cache / f"{name}-{hashlib.sha256(about).hexdigest()[:12]}"
+    if not saved.is_dir():
+        print(f"training {name} …", file=sys.stderr)
+        train().save(saved)
     return Adapter.load(saved, encoder)
 
 

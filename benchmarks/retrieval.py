@@ -22,6 +22,7 @@ from pathlib import Path
 from adaptx.cli.run import run as run_script
 from adaptx.data.read import read_column, read_pairs
 from adaptx.data.records import Pair
+from adaptx.errors import OptionError, choices
 from adaptx.tasks import Retrieval
 from benchmarks.scored import LORA, Suite
 
@@ -31,6 +32,8 @@ COMMON = {"epochs": 3, "batch_size": 32, "precision": "bf16", "metric": "dev_los
 
 def splits(data: Path, lang: str) -> Mapping[str, Sequence[Path]]:
     """Of each split the file in the language, and the one in English."""
+    if lang not in SIB200:
+        raise OptionError(f"No language {lang!r}; there is {choices(SIB200)}.")
     found = {
         split: [data / "sib200" / name / f"{split}.tsv" for name in (SIB200[lang], "eng_Latn")]
         for split in ("train", "dev")

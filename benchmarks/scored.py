@@ -69,6 +69,8 @@ class Suite:
         options = self.arguments(doc)
         if options.data is None:
             raise DataError("the data root isn't given: pass --data, or set $ADAPTX_DATA.")
+        if min(options.seeds, options.full_seeds) < 1:
+            raise OptionError("--seeds and --full-seeds are how many, at least 1.")
         methods = (options.search or options.methods).split(",")
         if unknown := sorted(set(methods) - self.grids.keys()):
             raise OptionError(f"No method {choices(unknown)}; there is {choices(self.grids)}.")
@@ -145,7 +147,9 @@ class Suite:
                 if [*its["train"], *its["dev"]] == trained
             }
             paths = {other: place(other, test) for other, test in tests.items()}
+            started = time.perf_counter()
             results = self.run(files, tests, f"{lang}-{method}", method, settings, seed, joined)
+            print(f"… {time.perf_counter() - started:.0f} s with its scores", file=sys.stderr)
             options.cache.mkdir(parents=True, exist_ok=True)
             for other, result in results.items():
                 part = paths[other].with_suffix(".part")
@@ -277,6 +281,8 @@ def by_seed(
 
 
 def mean(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The runs' scores averaged."""
-    numbers = [key for key, value in runs[0].items() if isinstance(value, (int, float))]
+    """The scores that all runs have, averaged."""
+    numbers = [
+        key for key in runs[0] if all(isinstance(run.get(key), (int, float)) for run in runs)
+    ]
     return {key: round(float(np.mean([run[key] for run in runs])), 5) for key in numbers}

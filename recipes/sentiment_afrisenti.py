@@ -4,6 +4,8 @@ Data      AfriSenti (Muhammad et al. 2023, arXiv 2302.08956; CC BY 4.0), a folde
           train.tsv.gz, dev.tsv.gz and test.tsv.gz, columns tweet and label: positive, neutral,
           negative. `--data FOLDER` takes any language's.
 Encoder   multilingual-e5-small, frozen, offline (`bundled:`).
+Expected  Swahili: test weighted F1 0.635 (benchmarks.afrisenti with these settings, seed 0)
+Time      5 minutes of training on one CPU core
 Command   accelerate launch recipes/sentiment_afrisenti.py --data afrisenti/swa
 
 It trains the adapter to the epoch with the best weighted F1 on dev, as labels are uneven, scores it

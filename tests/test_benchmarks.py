@@ -9,6 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from adaptx.data.records import Example, Pair
+from adaptx.tasks import TASKS
+from benchmarks.bundle_tasks import joined, related, shares
 from benchmarks.masakhaner import SUITE as MASAKHANER
 from benchmarks.sib200 import SUITE as SIB200
 from tests.conftest import ROOT
@@ -121,7 +124,7 @@ def test_the_afrisenti_benchmark_reads_tweets_and_prints_json(tmp_path):
     assert "test weighted F1 1.000, accuracy 1.000" in said
     assert len(re.findall(r"^  (?:positive|neutral|negative) +F1 1.000, 4 tweets", said, re.M)) == 3
     assert "int8: dev accuracy 1.000 -> 1.000" in said
-    assert re.search(r"^positive .*\tAsante sana rafiki", said, re.M)
+    assert re.search(r"^positive\t.*\tAsante sana rafiki", said, re.M)
     assert (tmp_path / "out" / "bundle" / "bundle.json").is_file()
 
 
@@ -251,7 +254,7 @@ def test_the_qa_benchmark_trains_once_on_english_and_tests_every_language(tmp_pa
 def test_the_recipe_for_answers_scores_each_language_exports_and_answers(tmp_path):
     fact_sheets(tmp_path / "xquad", ("en", "es"))
     said = recipe(
-        "qa_xquad", "--data", tmp_path / "xquad", "--languages", "es", "--epochs", 20,
+        "qa_xquad", "--data", tmp_path / "xquad", "--languages", "es", "--epochs", 10,
         "--output", tmp_path / "out",
     )  # fmt: skip
     scores = dict(re.findall(r"^(\w\w): test F1 ([\d.]+), exact match", said, re.M))
@@ -330,3 +333,53 @@ def test_a_language_without_files_is_named_before_any_training(tmp_path):
     assert done.stderr.startswith("Error: ")
     assert "xquad/en/test.json.gz" in done.stderr
     assert "no such file" in done.stderr
+
+
+def test_the_data_made_for_three_tasks_says_what_is_in_it():
+    rows = [Example(f"({i})", f"topic {i * i % 3}") for i in range(12)]
+    topic = {row.text: row.label for row in rows}
+    for row in joined(rows):
+        assert set(row.names) == {topic[text] for text in row.text.split()}
+    found = related(rows)
+    assert {pair.label for pair in found} == {"same", "another"}
+    for pair in found:
+        assert (topic[pair.text] == topic[pair.other]) is (pair.label == "same")
+        assert pair.text != pair.other
+    pairs = [Pair(f"sw{i}", f"en{i}") for i in range(12)]
+    told = shares(pairs)
+    assert {pair.label for pair in told} == {str(n / 3) for n in range(4)}
+    for pair in told:
+        own, english = ({text[2:] for text in side.split()} for side in (pair.text, pair.other))
+        assert len(own) == len(english) == 3
+        assert float(pair.label) == len(own & english) / 3
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_bundle_reports_every_task(tmp_path):
+    topics = ("afya", "michezo", "siasa")
+    for lang in ("swh_Latn", "eng_Latn"):
+        (tmp_path / "sib200" / lang).mkdir(parents=True)
+        for split in ("train", "dev"):
+            lines = [f"{i}\t{topics[i % 3]}\t{lang} {topics[i % 3]} {i}." for i in range(12)]
+            (tmp_path / "sib200" / lang / f"{split}.tsv").write_text(
+                "\n".join(["index_id\tcategory\ttext", *lines]) + "\n"
+            )
+    (tmp_path / "tatoeba" / "swh").mkdir(parents=True)
+    for lang in ("swh", "eng"):
+        lines = "".join(f"{lang} {topic}\n" for topic in topics)
+        (tmp_path / "tatoeba" / "swh" / f"test.{lang}").write_text(lines)
+    (tmp_path / "masakhaner1" / "swa").mkdir(parents=True)
+    for split in ("train", "dev"):
+        (tmp_path / "masakhaner1" / "swa" / f"{split}.txt").write_text(
+            (ROOT / "recipes" / "data" / "tasks" / "names.conll").read_text()
+        )
+    fact_sheets(tmp_path / "xquad", ("en",))
+    found, said = benchmark("bundle_tasks", "--data", tmp_path, "--cache", tmp_path / "cache")
+    assert said.count("training ") == len(found) == len(TASKS)
+    assert {one["task"] for one in found.values()} == TASKS.keys()
+    for one in found.values():
+        assert 0 < one["fp32"] < 1e-4
+        assert one["drop"] == pytest.approx(one["torch"] - one["bundle"])
+        assert one["within"] == (one["low"] <= 0.005)
+        assert one["rows"] > 0
+    assert len(list((tmp_path / "cache").glob("*/adapter_model.safetensors"))) == len(TASKS)
