@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
     from adaptx.adapters.own_model import Full
     from adaptx.encoder.encoder import Encoder
+    from adaptx.evaluation.audit import audit
     from adaptx.evaluation.evaluate import evaluate
+    from adaptx.explaining.explain import explain
     from adaptx.onnx.bundle import export
     from adaptx.onnx.merged import export_merged
     from adaptx.runtime.runtime import Runtime
@@ -37,7 +39,9 @@ __all__ = [
     "Part",
     "Runtime",
     "Source",
+    "audit",
     "evaluate",
+    "explain",
     "export",
     "export_merged",
     "tasks",
@@ -51,7 +55,9 @@ _HOMES = {
     "Adapter": "adaptx.adapters.adapter",
     "Encoder": "adaptx.encoder.encoder",
     "Full": "adaptx.adapters.own_model",
+    "audit": "adaptx.evaluation.audit",
     "evaluate": "adaptx.evaluation.evaluate",
+    "explain": "adaptx.explaining.explain",
     "Runtime": "adaptx.runtime.runtime",
     "export": "adaptx.onnx.bundle",
     "export_merged": "adaptx.onnx.merged",

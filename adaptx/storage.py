@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptx.errors import FolderError, OutputExists
+from adaptx.errors import FolderError, OptionError, OutputExists
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 _INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
@@ -79,6 +79,18 @@ def check_output(folder: str | Path, overwrite: bool, kind: str | None = None) -
             f"folder, or delete this one yourself."
         )
     return folder
+
+
+def check_file_output(path: Path, overwrite: bool) -> None:
+    """Refuse, before any work is done, a file that can't be written or may not be replaced.
+
+    Raises OutputExists for one that exists while `overwrite` is off, OptionError for a folder, or
+    a name in a folder that isn't there.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise OptionError(f"{path} can't be written: name a file in a folder that exists.")
+    if path.exists() and not overwrite:
+        raise OutputExists(f"{path} exists already: name another file, or pass --overwrite.")
 
 
 def _kind(folder: Path) -> str | None:

@@ -29,7 +29,8 @@ LAYERS = {
     "encoder": 4,
     "adapters": 5,
     "evaluation": 6,
-    "training": 7,
+    "explaining": 7,
+    "training": 8,
 }
 ALLOWED = {
     part: {other for other in LAYERS if LAYERS[other] <= layer} for part, layer in LAYERS.items()

@@ -9,11 +9,13 @@ import typer
 from adaptx import __version__
 from adaptx.cli import (
     adapters,
+    audit,
     bench,
     data,
     doctor,
     encoders,
     eval,
+    explain,
     export,
     predict,
     push,
@@ -39,6 +41,8 @@ app = typer.Typer(
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("eval", epilog=eval.EXAMPLES)(eval.evaluate)
+app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
+app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)

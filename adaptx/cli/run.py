@@ -10,7 +10,7 @@ from adaptx.errors import AdaptxError, MissingExtra, TrainingInterrupted
 
 TRAIN_EXTRA = (
     *("torch", "transformers", "peft", "accelerate", "sklearn"),
-    *("huggingface_hub", "filelock", "matplotlib", "datasets", "pyarrow"),
+    *("huggingface_hub", "filelock", "matplotlib", "datasets", "pyarrow", "captum"),
 )
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adaptx.errors import FolderError, OptionError, OutputExists
+from adaptx import storage
+from adaptx.errors import FolderError, OptionError
 
 if TYPE_CHECKING:
     from adaptx.training.runs import Run
@@ -121,8 +122,7 @@ def plot(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Plot learning curves: the training loss by step, and dev's metric by epoch."""
-    if output.exists() and not overwrite:
-        raise OutputExists(f"{output} exists already: name another file, or pass --overwrite.")
+    storage.check_file_output(output, overwrite)
     found = _read(runs)
 
     from adaptx.training.curves import plot_runs

@@ -78,6 +78,60 @@ def sliding(
     return [_slid(text, prefix, one, max_length, overlap) for one in inputs]
 
 
+def located(text: TextEncoder, prefix: str, one: Input, window: Window) -> np.ndarray:
+    """Where the tokens of a window of an input stand: int32 `[S, 3]` (text, start, end), in
+    characters of the input's first (0) or second (1) text; -1s for special tokens and the prefix.
+
+    A window itself keeps no more of this than its task needs, as most need nothing of it.
+    """
+    first, *others = (one,) if isinstance(one, str) else one
+    tokenizer = text.tokenizer
+    parts = [tokenizer.encode(each, add_special_tokens=False) for each in (prefix + first, *others)]
+    offsets = [np.array(part.offsets, np.int32).reshape(-1, 2) for part in parts]
+    offsets[0] = offsets[0] - len(prefix)
+    token = tokenizer.encode("a", add_special_tokens=False)
+    token.truncate(1)
+    frame = tokenizer.post_process(*[token] * len(parts)).sequence_ids
+    begin, end = frame.index(0), len(window.ids) - frame[::-1].index(len(parts) - 1)
+    found = np.full((len(window.ids), 3), -1, np.int32)
+
+    def put(which: int, at: int, start: int, count: int) -> None:
+        places = offsets[which][start : start + count]
+        inside = places[:, 1] > 0  # the others are the prefix's
+        found[at : at + count][inside, 0] = which
+        found[at : at + count][inside, 1:] = np.maximum(places[inside], 0)
+
+    if not others:
+        start = _start(parts[0].ids, offsets[0], window, begin, end)
+        put(0, begin, start or 0, end - begin)
+        return found
+    between = frame.index(1) - begin - 1
+    pairs = zip(parts[0].ids, window.ids[begin:end], strict=False)
+    agree = next((i for i, (a, b) in enumerate(pairs) if a != b), len(parts[0].ids))
+    for length in range(agree, -1, -1):  # less than agrees only where a text has a special token
+        at = begin + length + between
+        start = _start(parts[1].ids, offsets[1], window, at, end)
+        if start is not None:
+            put(0, begin, 0, length)
+            put(1, at, start, end - at)
+            break
+    return found
+
+
+def _start(ids: list[int], offsets: np.ndarray, window: Window, at: int, end: int) -> int | None:
+    """Which of a text's tokens the window has at `at`, where it goes on to `end`; None: none."""
+    block, count = window.ids[at:end], end - at
+    if window.offsets is None:
+        return 0 if ids[:count] == block else None
+    known = window.offsets[at:end]
+    there = known[:, 1] >= 0
+    for start in range(len(ids) - count + 1):
+        same = ids[start : start + count] == block
+        if same and np.array_equal(np.maximum(offsets[start:][:count][there], 0), known[there]):
+            return start
+    return None
+
+
 def _slid(
     text: TextEncoder, prefix: str, one: Input, max_length: int | None, overlap: int
 ) -> list[Window]:

@@ -128,13 +128,27 @@ def paired_ratio(
     groups_N = np.unique(groups_N, return_inverse=True)[1]
 
     def difference(counts_RN: np.ndarray) -> np.ndarray:
-        of_a, of_b = (
-            share(counts_RN @ above, counts_RN @ below).reshape(len(counts_RN), -1).mean(1)
-            for above, below in (parts[:2], parts[2:])
-        )
-        return of_a - of_b
+        return _shares(counts_RN, *parts[:2]) - _shares(counts_RN, *parts[2:])
 
     return _bootstrap(metric, difference, np.ones(rows), groups_N, resamples, seed)
+
+
+def ratio_resamples(
+    above: np.ndarray, below: np.ndarray, *, resamples: int = 10_000, seed: int = 0
+) -> np.ndarray:
+    """One such score of each resample of its rows, `[R]`."""
+    rows = np.ones(len(below))
+
+    def score(counts_RN: np.ndarray) -> np.ndarray:
+        return _shares(counts_RN, above, below)
+
+    return _resampled(score, rows, np.zeros(len(rows), np.int64), resamples, seed)
+
+
+def _shares(counts_RN: np.ndarray, above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    found = share(counts_RN @ above, counts_RN @ below)
+    shares: np.ndarray = found.reshape(len(counts_RN), -1).mean(1)
+    return shares
 
 
 def _bootstrap(
@@ -146,16 +160,27 @@ def _bootstrap(
     seed: int,
 ) -> Difference:
     """`difference` gives those of counts `[R, K]`; each resample draws within the groups."""
+    found_R = _resampled(difference, counts_K, groups_K, resamples, seed)
+    whole = float(difference(counts_K[None])[0])
+    return Difference.of(metric, whole, found_R, int(counts_K.sum()))
+
+
+def _resampled(
+    score: Callable[[np.ndarray], np.ndarray],
+    counts_K: np.ndarray,
+    groups_K: np.ndarray,
+    resamples: int,
+    seed: int,
+) -> np.ndarray:
+    """What `score` gives of the counts of each resample, `[R]`."""
     generator = np.random.default_rng(seed)
     step = max(1, _AT_ONCE // len(counts_K))
-    found_R = np.concatenate(
+    return np.concatenate(
         [
-            difference(_draw(generator, counts_K, groups_K, min(step, resamples - start)))
+            score(_draw(generator, counts_K, groups_K, min(step, resamples - start)))
             for start in range(0, resamples, step)
         ]
     )
-    whole = float(difference(counts_K[None])[0])
-    return Difference.of(metric, whole, found_R, int(counts_K.sum()))
 
 
 def _draw(

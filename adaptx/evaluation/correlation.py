@@ -27,6 +27,14 @@ def correlation(metric: str, gold: np.ndarray, said: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.zeros_like(below), where=below > 1e-12)
 
 
+def correlation_resamples(
+    gold: np.ndarray, said: np.ndarray, *, metric: str, seed: int = 0
+) -> np.ndarray:
+    """The correlation of each resample of the rows, `[R]`."""
+    places = np.random.default_rng(seed).integers(len(gold), size=(RESAMPLES, len(gold)))
+    return correlation(metric, gold[places], said[places])
+
+
 def paired_correlation(
     gold: np.ndarray,
     a: np.ndarray,

@@ -113,10 +113,11 @@ class QuestionAnswering(Task):
         for record, its_windows in zip(records, windows, strict=True):
             for window in its_windows:
                 target = np.full(len(window.ids), IGNORED, np.int64)
-                inside = _inside(window)
-                target[inside] = 0
-                target[0] = 0
-                place = _place(window, inside, record.answers[0]) if record.answers else None
+                target[answer_places(window)] = 0
+                place = None
+                if record.answers:
+                    text, start = record.answers[0]
+                    place = span_tokens(window, (start, start + len(text)))
                 first, last = place or (0, 0)
                 target[first] |= START
                 target[last] |= END
@@ -139,9 +140,9 @@ class QuestionAnswering(Task):
         """The likeliest span of all windows."""
         best, nothing = Span("", 0, 0, 0.0), 1.0
         for window, logits_S2 in zip(windows, outputs, strict=True):
-            inside = _inside(window)
             assert window.offsets is not None
-            places = np.concatenate([[0], inside])
+            places = answer_places(window)
+            inside = places[1:]
             start, end = (_log_softmax(logits_S2[places, column]) for column in (0, 1))
             nothing = min(nothing, float(np.exp(start[0] + end[0])))
             if not len(inside):
@@ -161,21 +162,23 @@ class QuestionAnswering(Task):
         return best
 
 
-def _inside(window: Window) -> np.ndarray:
+def answer_places(window: Window) -> np.ndarray:
+    """The tokens among which an answer begins and ends: the first ("not here"), the passage's."""
     assert window.offsets is not None
-    return np.flatnonzero(window.offsets[:, 1] >= 0)
+    return np.concatenate([[0], np.flatnonzero(window.offsets[:, 1] >= 0)])
 
 
-def _place(window: Window, inside: np.ndarray, answer: tuple[str, int]) -> tuple[int, int] | None:
-    """The first and the last token of an answer, where the window has all of it."""
+def span_tokens(window: Window, span: tuple[int, int]) -> tuple[int, int] | None:
+    """The first and the last token of an answer's characters, where the window has all of it."""
     assert window.offsets is not None
-    text, start = answer
+    inside = answer_places(window)[1:]
+    start, end = span
     starts, ends = window.offsets[inside].T
     first = int(np.searchsorted(ends, start, side="right"))
-    last = int(np.searchsorted(starts, start + len(text), side="left")) - 1
+    last = int(np.searchsorted(starts, end, side="left")) - 1
     if first > last or first >= len(inside) or last < 0:
         return None
-    if starts[first] > start + 1 or ends[last] < start + len(text):  # its ends stand elsewhere
+    if starts[first] > start + 1 or ends[last] < end:  # its ends stand elsewhere
         return None
     return int(inside[first]), int(inside[last])
 

@@ -173,7 +173,7 @@ class TokenClassification(Task):
         self, text: TextEncoder, prefix: str, inputs: Sequence[Any], max_length: int | None = None
     ) -> list[list[Window]]:
         """Overlapping windows, with offsets; each input is a text, or a list of words."""
-        return sliding(text, prefix, [_text(one) for one in inputs], max_length)
+        return sliding(text, prefix, [text_of(one) for one in inputs], max_length)
 
     def targets(
         self, records: Sequence[Tagged], windows: Sequence[Sequence[Window]] = ()
@@ -216,7 +216,7 @@ class TokenClassification(Task):
 
     def answer(self, one: Any, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Tags:
         """The tags of a text's words, or of the words given."""
-        text, spans = _text(one), word_spans(one)
+        text, spans = text_of(one), word_spans(one)
         logits_WL = self._logits(spans, windows, outputs)
         scores_WL = softmax(logits_WL)
         path = self._path(np.log(np.maximum(scores_WL, 1e-30)))
@@ -237,14 +237,9 @@ class TokenClassification(Task):
         found = np.zeros((len(spans), len(self.labels)))
         if "O" in self.labels:
             found[:, self.labels.index("O")] = 1e3
-        context = np.full(len(spans), -1)
-        for number, (window, logits_SL) in enumerate(zip(windows, outputs, strict=True)):
-            last = len(window.ids) - 1
-            for word, token in first_tokens(spans, window, number == 0):
-                left = token if number else last  # nothing stands before the first window
-                right = last - token if number < len(windows) - 1 else last
-                if min(left, right) > context[word]:
-                    context[word], found[word] = min(left, right), logits_SL[token]
+        for word, (number, token) in enumerate(reading_tokens(spans, windows)):
+            if token >= 0:
+                found[word] = outputs[number][token]
         return found
 
     def _path(self, log_p_WL: np.ndarray) -> np.ndarray:
@@ -320,7 +315,23 @@ def first_tokens(spans: Spans, window: Window, first: bool) -> Iterable[tuple[in
             yield word, int(inside[at])
 
 
-def _text(one: str | Sequence[str]) -> str:
+def reading_tokens(spans: Spans, windows: Sequence[Window]) -> list[tuple[int, int]]:
+    """(number of the window, token) that each word's tag is read from: its first token, where it
+    has the most context; (-1, -1) for a word that became no token.
+    """
+    found, context = [(-1, -1)] * len(spans), [-1] * len(spans)
+    for number, window in enumerate(windows):
+        last = len(window.ids) - 1
+        for word, token in first_tokens(spans, window, number == 0):
+            left = token if number else last  # nothing stands before the first window
+            right = last - token if number < len(windows) - 1 else last
+            if min(left, right) > context[word]:
+                context[word], found[word] = min(left, right), (number, token)
+    return found
+
+
+def text_of(one: str | Sequence[str]) -> str:
+    """A text as it is, or a list's words with spaces between them; OptionError for another."""
     if isinstance(one, str):
         return one
     if not isinstance(one, (list, tuple)) or not all(isinstance(w, str) for w in one):

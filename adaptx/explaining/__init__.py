@@ -1,0 +1,1 @@
+"""Why an adapter answers as it does: words, layers and sites."""
