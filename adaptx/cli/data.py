@@ -60,6 +60,7 @@ class Task(str, Enum):
     question_answering = "question-answering"
     retrieval = "retrieval"
     similarity = "similarity"
+    masked_language = "masked-language"
 
 
 @app.command("check", epilog=CHECK_EXAMPLES)

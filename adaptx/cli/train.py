@@ -28,6 +28,8 @@ EXAMPLES = """
 
   adaptx train --task token-classification --train train.conll --dev dev.conll -o adapters/sw-ner
 
+  adaptx train --task masked-language --train text.txt.gz --dev dev.txt -o adapters/sw-language
+
   accelerate launch -m adaptx train --train big.csv.gz --dev dev.csv -o adapters/big --r 32
 
 Data: JSONL, TSV, CSV, Parquet, or hf:<dataset>/<config>:<split> (docs/data.md).

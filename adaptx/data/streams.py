@@ -13,7 +13,15 @@ from adaptx.data.conll import read_conll
 from adaptx.data.records import Example, Labelled, Pair, Passage, Tagged
 from adaptx.data.rows import Row, each
 from adaptx.data.squad import passage_of, read_squad
-from adaptx.data.tables import HUB, ending, read_rows, unknown_ending
+from adaptx.data.tables import (
+    HUB,
+    TABLES,
+    ending,
+    read_lines,
+    read_rows,
+    text_row,
+    unknown_ending,
+)
 from adaptx.errors import DataError, OptionError
 
 TEXT_COLUMNS = ("text", "sentence", "tweet", "review", "content", "utterance")
@@ -30,6 +38,7 @@ PAIR_COLUMNS = (
 LISTS = (".jsonl", ".ndjson", ".parquet")  # the tables whose values can be lists
 CONLL = (".conll", ".txt", ".tsv", ".iob", ".iob2", ".bio")
 SQUAD = (".json",)
+PLAIN = (".txt",)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,23 @@ def _label(columns: Columns, row: Row) -> str | None:
     else:
         name = next((known for known in LABEL_COLUMNS if known in row.values), None)
     return row.label(name, needed=needed)
+
+
+def text_of(columns: Columns, row: Row) -> Example:
+    """A text alone; a label, where there is one, says nothing."""
+    text = row.text(row.column(columns.text, TEXT_COLUMNS, "text"), "text")
+    return Example(text, None, row.path, row.line)
+
+
+def texts(source: str | Path, columns: Columns) -> Iterator[Example | DataError]:
+    """Texts, of any table, or of a text file, one a line."""
+    if str(source).startswith(HUB) or ending(source) in TABLES:
+        return each(read_rows(source), partial(text_of, columns))
+    if ending(source) not in PLAIN:
+        raise unknown_ending(source, (*PLAIN, *TABLES))
+    if columns.text:
+        raise OptionError(f"{source} is plain text: it has no column {columns.text!r} to read.")
+    return each(each(read_lines(Path(source)), text_row), partial(text_of, columns))
 
 
 def labelled(source: str | Path, columns: Columns) -> Iterator[Labelled | DataError]:
@@ -179,11 +205,12 @@ def _holds_lists(source: str | Path) -> bool:
     return str(source).startswith(HUB) or ending(source) in LISTS
 
 
-CLASSIFICATION = "classification"
+CLASSIFICATION, MASKED = "classification", "masked-language"
 # The endings of a task's files, where they aren't those of any table.
 ENDINGS: Mapping[str, tuple[str, ...]] = {
     "token-classification": (*CONLL, *LISTS),
     "question-answering": (*SQUAD, *LISTS),
+    MASKED: (*PLAIN, *TABLES),
 }
 # What reads a task's data, by the task's name.
 STREAMS: Mapping[str, Callable[[str | Path, Columns], Iterator[Any]]] = {
@@ -194,4 +221,10 @@ STREAMS: Mapping[str, Callable[[str | Path, Columns], Iterator[Any]]] = {
     "multi-label": labelled,
     "retrieval": matches,
     "similarity": scored,
+    MASKED: texts,
+}
+# What makes a record of a row, for the tasks whose large files aren't read into memory.
+RECORDS: Mapping[str, Callable[[Columns, Row], Example]] = {
+    CLASSIFICATION: example_of,
+    MASKED: text_of,
 }

@@ -16,7 +16,7 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import TrainingDiverged, choices
-from adaptx.evaluation.metrics import DEV_LOSS
+from adaptx.evaluation.metrics import DEV_LOSS, goodness
 from adaptx.tasks import Task
 from adaptx.training.rows import EncodedRows, Rows
 from adaptx.training.runlog import method_config
@@ -38,6 +38,11 @@ class Job:
     accelerator: Accelerator
     train: Rows
     dev: EncodedRows
+
+    def losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """The task's losses, fp32; one that doesn't answer texts gets the vocabulary's table."""
+        table = {} if self.task.answers else {"table": self.encoder.table}
+        return self.task.losses(outputs, targets, smoothing, **table)
 
     def about(self, config: PeftConfig | Full | None) -> dict[str, Any]:
         """What a run's log says of the training before it begins."""
@@ -100,9 +105,7 @@ class Kept:
     def _rank(self, entry: Mapping[str, Any]) -> tuple[float, float]:
         if DEV_LOSS not in entry:
             return float(entry["epoch"]), 0.0
-        metric = self.job.options.metric or ""
-        first = -entry[DEV_LOSS] if metric == DEV_LOSS else entry[metric]
-        return first, -entry[DEV_LOSS]
+        return goodness(self.job.options.metric or "", entry), -entry[DEV_LOSS]
 
     def restore(self) -> None:
         """Put the best epoch's weights back, and record the training."""

@@ -23,6 +23,7 @@ from adaptx.errors import OptionError
 from adaptx.tasks import Task
 
 Data = str | Path | Sequence[Any]
+Seed = tuple[int, ...]
 
 
 class Rows(Protocol):
@@ -37,8 +38,10 @@ class Rows(Protocol):
         """How many rows there are."""
         ...
 
-    def batch(self, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
-        """The rows at these places, padded, and their targets."""
+    def batch(self, rows: np.ndarray, seed: Seed = ()) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """The rows at these places, padded, their targets, and how much each of their losses counts
+        in the sum over rows. A task that draws them anew does so for each `seed`.
+        """
         ...
 
 
@@ -84,14 +87,19 @@ class EncodedRows:
         parts = self.task.parts
         return (np.asarray(rows)[:, None] * parts + np.arange(parts)).ravel()
 
-    def targets_at(self, rows: np.ndarray, tokens: int) -> np.ndarray:
-        """The targets of these rows, whose windows are padded to `tokens`."""
-        return self.task.stacked([self.targets[row] for row in rows], tokens)
+    def drawn(
+        self, rows: np.ndarray, seed: Seed = ()
+    ) -> tuple[Sequence[list[int]], Sequence[np.ndarray]]:
+        """Token ids of the windows of these rows, and the rows' targets."""
+        ids = [self.ids[place] for place in self.places(rows)]
+        return self.task.drawn(self.encoder.text, ids, [self.targets[row] for row in rows], seed)
 
-    def batch(self, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
-        """The rows at these places, padded, and their targets."""
-        batch = self.encoder.text.batch(self.ids, self.places(rows))
-        return batch, self.targets_at(rows, batch.input_ids.shape[1])
+    def batch(self, rows: np.ndarray, seed: Seed = ()) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """The rows at these places, padded, and their targets; each loss counts 1."""
+        ids, targets = self.drawn(rows, seed)
+        batch = self.encoder.text.batch(ids, range(len(ids)))
+        shares = np.ones(len(rows), np.float32)
+        return batch, self.task.stacked(targets, batch.input_ids.shape[1]), shares
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,16 @@ class IndexedRows:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def batch(self, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
-        """The rows at these places, read, encoded and padded, and their targets."""
+    def batch(self, rows: np.ndarray, seed: Seed = ()) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """The rows at these places, read, encoded and padded, and their targets.
+
+        All windows of a row are in the batch, and count together as one.
+        """
         taken = self.examples.take(rows)
         held = EncodedRows.of(self.encoder, self.adapter, self.task, taken)
-        return held.batch(np.arange(len(taken)))
+        batch, targets, _ = held.batch(np.arange(len(held)), seed)
+        counts = np.array([len(windows) for windows in held.windows])
+        return batch, targets, np.repeat(1 / counts, counts).astype(np.float32)
 
 
 def training_rows(

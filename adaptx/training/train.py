@@ -202,7 +202,7 @@ def _loop(
                     with nullcontext() if last else accelerator.no_sync(model):
                         # The mean over the *global* batch, whoever holds its rows: DDP averages
                         # the processes' gradients, so each counts its own rows that many times.
-                        total_loss, tokens = _loss_sum(job, model, rows)
+                        total_loss, tokens = _loss_sum(job, model, rows, epoch)
                         micro = total_loss / step.rows
                         accelerator.backward(micro * undivided)
                         seen[0] += micro.detach()
@@ -253,15 +253,17 @@ def _loop(
     kept.restore()
 
 
-def _loss_sum(job: Job, model: nn.Module, rows: np.ndarray) -> tuple[Tensor, int]:
+def _loss_sum(job: Job, model: nn.Module, rows: np.ndarray, epoch: int) -> tuple[Tensor, int]:
     """The sum of the rows' losses, and their tokens without padding.
 
     When this process has no rows: 0, with a gradient of zeros.
     """
-    batch, targets = job.train.batch(rows if len(rows) else np.zeros(1, dtype=np.int64))
+    some = rows if len(rows) else np.zeros(1, dtype=np.int64)
+    batch, targets, shares = job.train.batch(some, (job.options.seed, epoch))
     outputs = model(on_device(job, batch.input_ids), on_device(job, batch.attention_mask))
-    losses = job.task.losses(outputs, on_device(job, targets), job.options.smoothing)
-    total = losses.sum() + own_model.regularization(job.adapter.model) * len(losses)
+    losses = job.losses(outputs, on_device(job, targets), job.options.smoothing)
+    total = (losses * on_device(job, shares)).sum()
+    total = total + own_model.regularization(job.adapter.model) * len(some)
     return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
 
 
