@@ -254,9 +254,9 @@ def train(
         config_ = total_steps(chosen, plan.epochs * -(-len(train_rows) // plan.batch_size))
         adapter = ax.Adapter.new(opened, fitted, config_, max_length=max_length, **common)
         sites = f"{len(adapter.sites)} sites; " if adapter.sites else ""
-        some = adapter.windows(opened.text, fitted.inputs(train_rows[:1000]))
+        some = adapter.windows(opened.text, fitted.training_inputs(train_rows[:1000]))
         longest = max(len(window.ids) for windows in some for window in windows)
-        many = sum(map(len, some)) / fitted.parts / len(some)  # windows of a row
+        many = 1 if fitted.together else sum(map(len, some)) / len(some)  # rows of a record
         steps = plan.epochs * -(-round(many * len(train_rows)) // plan.batch_size)
         typer.echo(
             f"Would train {adapter.name!r} ({adapter.facts.method}; {sites}"

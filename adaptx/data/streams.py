@@ -10,6 +10,7 @@ from typing import Any
 
 from adaptx.data.aligned import read_aligned
 from adaptx.data.conll import read_conll
+from adaptx.data.duplicates import normalized
 from adaptx.data.records import Example, Labelled, Pair, Passage, Tagged
 from adaptx.data.rows import Row, each
 from adaptx.data.squad import passage_of, read_squad
@@ -35,6 +36,7 @@ PAIR_COLUMNS = (
     *(("text1", "text2"), ("question1", "question2"), ("source", "target")),
     *(("query", "passage"), ("query", "positive"), ("anchor", "positive")),
 )
+NEGATIVES = "negatives"
 LISTS = (".jsonl", ".ndjson", ".parquet")  # the tables whose values can be lists
 CONLL = (".conll", ".txt", ".tsv", ".iob", ".iob2", ".bio")
 SQUAD = (".json",)
@@ -157,19 +159,32 @@ def passages(source: str | Path, columns: Columns) -> Iterator[Passage | DataErr
     return each(found, once)
 
 
-def pairs(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
+def pairs(
+    source: str | Path, columns: Columns, make: Callable[[Columns, Row], Pair] | None = None
+) -> Iterator[Pair | DataError]:
     """Pairs, of a table with two columns of texts, or of two aligned files, "FILE1,FILE2"."""
     first, comma, second = str(source).partition(",")
     if comma and not Path(source).exists() and not first.startswith(HUB):
         return read_aligned(Path(first), Path(second))
     if bool(columns.text) != bool(columns.other):
         raise OptionError("Name both columns of a pair (--text-column, --other-column), or none.")
-    return each(read_rows(source), partial(_pair_of, columns))
+    return each(read_rows(source), partial(make or _pair_of, columns))
 
 
 def matches(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
-    """Pairs that belong together; a label, where there is one, says nothing."""
-    return pairs(source, replace(columns, labelled=False))
+    """Pairs that belong together, and hard negatives where there are any; labels say nothing."""
+    return pairs(source, replace(columns, labelled=False), _match_of)
+
+
+def _match_of(columns: Columns, row: Row) -> Pair:
+    pair, negatives = _pair_of(columns, row), row.texts(NEGATIVES, "negatives")
+    for place, text in enumerate(negatives, 1):
+        if normalized(text) == normalized(pair.other):
+            raise row.error(
+                f"number {place} of the negatives is the row's own positive, {pair.other[:60]!r}: "
+                f"take it out."
+            )
+    return replace(pair, negatives=negatives)
 
 
 def scored(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:

@@ -68,7 +68,7 @@ class Task:
     kind     its name in adaptx.json, in `adaptx data check --task` and in `--task`
     labels   what its outputs are called; fit() takes them from the data
     pooling  how token states become what the head reads: "mean", "cls", or TOKENS, all of them
-    parts    windows of a row that are trained on together; 1: each by itself
+    together whether the windows of a record are trained on together, as one row; else each is a row
     has_head whether a head stands on the states; without one they are the answer
     chooses  whether the largest output is the answer: one label of many
     answers  whether it answers texts; else it is for training alone: its metrics come from its
@@ -83,7 +83,7 @@ class Task:
 
     kind: ClassVar[str]
     hub: ClassVar[str]
-    parts: ClassVar[int] = 1
+    together: ClassVar[bool] = False
     has_head: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     answers: ClassVar[bool] = True
@@ -115,8 +115,12 @@ class Task:
         """Raise DataError for a record that this task, with its labels, can't learn or answer."""
 
     def inputs(self, records: Sequence[Any]) -> list[Input]:
-        """What is read of each record."""
+        """What is read of each record, to answer it."""
         return [record.text for record in records]
+
+    def training_inputs(self, records: Sequence[Any]) -> list[Any]:
+        """What is read of each record, to learn from it."""
+        return self.inputs(records)
 
     def windows(
         self, text: TextEncoder, prefix: str, inputs: Sequence[Input], max_length: int | None = None
@@ -125,7 +129,7 @@ class Task:
         return [[window] for window in whole(text, prefix, inputs, max_length)]
 
     def targets(self, records: Sequence[Any], windows: Sequence[Sequence[Window]] = ()) -> Any:
-        """What each window (of `parts` together: each record) should answer, as arrays."""
+        """What each window (`together`: each record) should answer, as arrays."""
         raise NotImplementedError
 
     def drawn(

@@ -47,7 +47,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows in memory. A row to train on is a window of a record, or `task.parts` of them together.
+    """Rows in memory. A row to train on is a window of a record, or all of them (`task.together`).
 
     records  what they were made of
     windows  of each record
@@ -65,7 +65,8 @@ class EncodedRows:
         cls, encoder: Encoder, adapter: Adapter, task: Task, records: Sequence[Any]
     ) -> EncodedRows:
         """All records, encoded as the adapter reads them."""
-        windows = adapter.windows(encoder.text, task.inputs(records)) if len(records) else []
+        inputs = task.training_inputs(records)
+        windows = adapter.windows(encoder.text, inputs) if len(records) else []
         return cls(encoder, task, records, windows, task.targets(records, windows))
 
     @cached_property
@@ -74,18 +75,32 @@ class EncodedRows:
         return [window.ids for windows in self.windows for window in windows]
 
     @cached_property
+    def counts(self) -> np.ndarray:
+        """How many windows each row has, int64 `[rows]`."""
+        if self.task.together:
+            return np.array([len(windows) for windows in self.windows], np.int64)
+        return np.ones(len(self.ids), np.int64)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each row's windows begin in `ids`, int64 `[rows]`."""
+        found: np.ndarray = np.cumsum(self.counts) - self.counts
+        return found
+
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int64 `[rows]`."""
-        found = np.array([len(ids) for ids in self.ids], np.int64)
-        return found.reshape(-1, self.task.parts).sum(1)
+        ends = np.cumsum([0, *(len(ids) for ids in self.ids)])
+        found: np.ndarray = ends[self.starts + self.counts] - ends[self.starts]
+        return found
 
     def __len__(self) -> int:
-        return len(self.ids) // self.task.parts
+        return len(self.counts)
 
     def places(self, rows: np.ndarray) -> np.ndarray:
-        """Where the windows of these rows stand in `ids`: int64 `[rows * parts]`."""
-        parts = self.task.parts
-        return (np.asarray(rows)[:, None] * parts + np.arange(parts)).ravel()
+        """Where the windows of these rows stand in `ids`, row after row."""
+        starts, counts = self.starts[rows], self.counts[rows]
+        return np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
 
     def drawn(
         self, rows: np.ndarray, seed: Seed = ()

@@ -84,9 +84,9 @@ def dev_scores(job: Job, model: nn.Module) -> dict[str, float]:
         losses = job.losses(outputs, on_device(job, targets)).float().tolist()
         weights = task.weights(targets).tolist()
         each = unpadded(task, outputs.float().cpu().numpy(), batch) if task.answers else []
-        for i, row in enumerate(rows.tolist()):
-            its = each[i * task.parts : (i + 1) * task.parts]
-            found.append((row, losses[i], weights[i], its))
+        ends = np.cumsum(dev.counts[rows])
+        for i, (row, end) in enumerate(zip(rows.tolist(), ends, strict=True)):
+            found.append((row, losses[i], weights[i], each[end - dev.counts[row] : end]))
     gathered = {row: rest for row, *rest in gather_object(found)}
     every = [gathered[row] for row in range(len(dev))]
     loss = float(np.average([loss for loss, _, _ in every], weights=[w for _, w, _ in every]))

@@ -9,7 +9,7 @@ from tests.cli.test_cli import run
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text()
-METRICS = ("F1", "F1", "micro F1", "accuracy", "Spearman", "MRR", "perplexity")
+METRICS = ("F1", "F1", "micro F1", "accuracy", "Spearman", "MRR", "MRR", "perplexity")
 COMMANDS = [line for line in PAGE.splitlines() if line.startswith("adaptx ")]
 
 
