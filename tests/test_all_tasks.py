@@ -60,7 +60,10 @@ TASKS = {
     ),
     "vectors": (
         ax.tasks.Retrieval(dimensions=(32, 16)),
-        [Pair(a, b) for a, b in zip(SENTENCES[:4], SENTENCES[4:8], strict=True)],
+        [
+            Pair(a, b, negatives=tuple(SENTENCES[8 : 8 + i]))
+            for i, (a, b) in enumerate(zip(SENTENCES[:4], SENTENCES[4:8], strict=True))
+        ],
     ),
 }
 INPUTS = {

@@ -30,7 +30,7 @@ from adaptx.encoder.encoder import Encoder, mean_pool
 from adaptx.encoder.opening import load_model
 from adaptx.errors import FingerprintError, FolderError, OptionError, choices
 from adaptx.tasks import Task, task_from_json
-from adaptx.tasks.base import TOKENS
+from adaptx.tasks.base import TOKENS, no_answers
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
@@ -88,7 +88,7 @@ class Adapter(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         head = None
         if task is not None and task.has_head:
-            head = Head(encoder.hidden_size, task.outputs)
+            head = Head(encoder.hidden_size, task.outputs or encoder.table.shape[1])
             nn.init.normal_(head.weight, std=0.02, generator=generator)
             nn.init.zeros_(head.bias)
         facts = layout.Facts(
@@ -224,6 +224,11 @@ class Adapter(nn.Module):
                 encoder.name,
                 encoder.fingerprint,
             )
+
+    def check_answers(self) -> None:
+        """Raise OptionError for an adapter whose task is for training alone."""
+        if self.task is not None and not self.task.answers:
+            raise OptionError(no_answers(self.name, self.task))
 
     def check_shapes(self, encoder: Encoder) -> None:
         """Raise FolderError unless the sites and the head have the encoder's widths."""

@@ -37,7 +37,7 @@ def model_card(facts: Facts) -> str:
             f"# {_text(facts.name)}\n\n{_summary(facts, task)}",
             f"## Scores\n\n{scores or _unevaluated(facts)}" if task else "",
             f"## How it was trained\n\n{_training(facts)}" if facts.training else "",
-            f"## How to use it\n\n{_usage(facts)}",
+            f"## How to use it\n\n{_usage(facts, task)}",
             f"## Limits\n\n{_bullets(_limits(facts, task))}" if task else "",
             f"## Which encoder\n\n`{facts.encoder}`, with just the weights and vocabulary of this "
             f"fingerprint; adaptx refuses any other:\n\n`{facts.fingerprint}`",
@@ -95,7 +95,7 @@ def _summary(facts: Facts, task: Task | None) -> str:
     ]
     if facts.max_length:
         read += [f"{facts.max_length} tokens at most, the rest is cut off"]
-    top = "; a linear classifier stands on top" if task.has_head else ""
+    top = "; a linear classifier stands on top" if task.has_head and task.answers else ""
     answers = []
     if isinstance(task, Classification):
         answers = [
@@ -185,7 +185,12 @@ def _training(facts: Facts) -> str:
     return _bullets(said)
 
 
-def _usage(facts: Facts) -> str:
+def _usage(facts: Facts, task: Task | None) -> str:
+    if task is not None and not task.answers:
+        return (
+            "It answers no text by itself. `ax.Adapter.load(folder, encoder)` opens it, and its "
+            "`merged_model(encoder)` is the encoder with it folded in."
+        )
     bundled = facts.encoder.startswith("bundled:")
     extras = "train,bundled" if bundled else "train"
     prefix = (

@@ -174,11 +174,17 @@ def fit_sites(path: Path, tensors: Mapping[str, T], sites: list[str]) -> dict[st
     return found
 
 
-def head_tensors(path: Path, outputs: int, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A head file's tensors by name (see adaptx.adapters.head), their names and shapes checked."""
+def head_tensors(
+    path: Path, outputs: int | None, options: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """A head file's tensors by name (see adaptx.adapters.head), their names and shapes checked.
+
+    `outputs` None: as many as it has.
+    """
     tensors = storage.read_tensors(path)
     shapes = {name: list(array.shape) for name, array in tensors.items()}
-    width = (shapes.get("weight") or [0])[-1]
+    weight = shapes.get("weight") or [0]
+    outputs, width = weight[0] if outputs is None else outputs, weight[-1]
     wanted = {"weight": [outputs, width], "bias": [outputs]}
     if options.get("activation"):
         wanted |= {"dense.weight": [width, width], "dense.bias": [width]}

@@ -1,4 +1,4 @@
-"""`adaptx data`: check a data file, split it, convert it."""
+"""`adaptx data`: check a data file, split it, convert it, mine hard negatives."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ CONVERT_EXAMPLES = """
 
   adaptx data convert hf:USER/NAME/sw:train train.jsonl
 """
+MINE_EXAMPLES = """
+[bold]Examples[/bold]
+
+  adaptx data mine-negatives pairs.tsv -o train.jsonl
+
+  adaptx data mine-negatives pairs.tsv -o train.jsonl -a adapters/sw-search --count 8
+"""
 PARTS = ("train", "dev", "test")
 app = typer.Typer(no_args_is_help=True, help="Check a data file, split it, convert it.")
 Source = Annotated[
@@ -60,6 +67,7 @@ class Task(str, Enum):
     question_answering = "question-answering"
     retrieval = "retrieval"
     similarity = "similarity"
+    masked_language = "masked-language"
 
 
 @app.command("check", epilog=CHECK_EXAMPLES)
@@ -165,6 +173,51 @@ def convert(
 
     rows = run_convert(source, target, overwrite=overwrite)
     typer.echo(f"Wrote {target}: {rows} rows.")
+
+
+@app.command("mine-negatives", epilog=MINE_EXAMPLES)
+def mine_negatives(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new .jsonl file.")],
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", "-a", help="Of retrieval: ranks with it.")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", "-e", help="Who ranks; otherwise the adapter's, or the bundled."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", help="Negatives of a row, at most.")] = 4,
+    text_column: Text = None,
+    other_column: Annotated[
+        str | None, typer.Option("--other-column", help="A pair's second text.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write pairs with hard negatives: texts of other pairs that stand near, and don't belong."""
+    from adaptx.data.convert import check_target, write_lines
+    from adaptx.data.read import read_pairs
+
+    check_target(output, overwrite=overwrite)
+    pairs = read_pairs(source, text_column=text_column, other_column=other_column)
+
+    from adaptx.cli.opening import open_adapters
+    from adaptx.training.negatives import mine_negatives
+
+    opened, (ranks,) = open_adapters([str(adapter) if adapter else NONE], encoder)
+    found = mine_negatives(opened, pairs, ranks, count=count)
+    rows = write_lines(
+        output,
+        (
+            json.dumps(
+                {"text": pair.text, "other": pair.other, "negatives": list(pair.negatives)},
+                ensure_ascii=False,
+            )
+            for pair in found
+        ),
+        source,
+    )
+    few = sum(len(pair.negatives) < count for pair in found)
+    typer.echo(f"Wrote {output}: {rows} rows, {few} of them with fewer than {count} negatives.")
 
 
 def _shares(text: str) -> dict[str, float]:

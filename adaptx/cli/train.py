@@ -32,6 +32,8 @@ EXAMPLES = """
 
   adaptx train --task token-classification --train train.conll --dev dev.conll -o adapters/sw-ner
 
+  adaptx train --task masked-language --train text.txt.gz --dev dev.txt -o adapters/sw-language
+
   accelerate launch -m adaptx train --train big.csv.gz --dev dev.csv -o adapters/big --r 32
 
 Data: JSONL, TSV, CSV, Parquet, or hf:<dataset>/<config>:<split> (docs/data.md).
@@ -267,9 +269,9 @@ def train(
         config_ = total_steps(chosen, plan.epochs * -(-len(train_rows) // plan.batch_size))
         adapter = ax.Adapter.new(opened, fitted, config_, max_length=max_length, **common)
         sites = f"{len(adapter.sites)} sites; " if adapter.sites else ""
-        some = adapter.windows(opened.text, fitted.inputs(train_rows[:1000]))
+        some = adapter.windows(opened.text, fitted.training_inputs(train_rows[:1000]))
         longest = max(len(window.ids) for windows in some for window in windows)
-        many = sum(map(len, some)) / fitted.parts / len(some)  # windows of a row
+        many = 1 if fitted.together else sum(map(len, some)) / len(some)  # rows of a record
         steps = plan.epochs * -(-round(many * len(train_rows)) // plan.batch_size)
         typer.echo(
             f"Would train {adapter.name!r} ({adapter.facts.method}; {sites}"

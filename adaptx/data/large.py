@@ -1,7 +1,7 @@
 """Files larger than memory: the places of lines are kept, and rows are read when asked for.
 
-JSONL and TSV that aren't compressed can be opened so, for 8 bytes of memory a line. In any other
-format a row can't be found without reading all that stands before it.
+JSONL, TSV and plain text that aren't compressed can be opened so, for 8 bytes of memory a line. In
+any other format a row can't be found without reading all that stands before it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,17 @@ import numpy as np
 
 from adaptx.data.records import Example
 from adaptx.data.rows import strict
-from adaptx.data.streams import CLASSIFICATION, STREAMS, Columns, example_of, examples
-from adaptx.data.tables import Line, ending, json_row, opened, table_header, tsv_row
+from adaptx.data.streams import CLASSIFICATION, ENDINGS, PLAIN, RECORDS, STREAMS, Columns
+from adaptx.data.tables import (
+    TABLES,
+    Line,
+    ending,
+    json_row,
+    opened,
+    table_header,
+    text_row,
+    tsv_row,
+)
 from adaptx.errors import DataError, choices
 
 LARGE = 256 << 20  # bytes: a file above this is indexed instead of read
@@ -29,19 +38,20 @@ _MAYBE_BLANK = {
     ".jsonl": (*range(33), *range(128, 256)),
     ".ndjson": (*range(33), *range(128, 256)),
     ".tsv": (10, 13),
+    ".txt": (*range(33), *range(128, 256)),
 }
 
 
 def open_records(source: str | Path, task: str, columns: Columns | None = None) -> Sequence[Any]:
-    """The records of a source as a task reads them (streams.STREAMS): a list or, of texts with
-    labels in a large JSONL or TSV file, IndexedExamples.
+    """The records of a source as a task reads them (streams.STREAMS): a list or, of a large file
+    and a task of streams.RECORDS, IndexedExamples.
 
     A bad row of a large file raises its DataError when it is met; any other at once.
     """
     columns, path = columns or Columns(), Path(source)
-    large = _can_be_indexed(path) and path.is_file() and path.stat().st_size > LARGE
-    if large and task == CLASSIFICATION:
-        return IndexedExamples(path, columns)
+    large = _can_be_indexed(path, task) and path.is_file() and path.stat().st_size > LARGE
+    if large:
+        return IndexedExamples(path, columns, task)
     found = list(strict(STREAMS[task](source, columns)))
     if not found:
         raise DataError("the file has no rows.", source)
@@ -61,18 +71,21 @@ def open_examples(
 
 
 class IndexedExamples(Sequence[Example]):
-    """The examples of an uncompressed JSONL or TSV file, parsed and checked when asked for.
+    """The examples of an uncompressed file, parsed and checked when asked for; of plain text for
+    masked language modelling alone.
 
-    It equals the list that `read_examples` gives. It holds no open file, so threads may share it
-    and it can be pickled. Raises DataError for a bad row when that row is met, and for a file that
-    has changed since it was opened.
+    It equals the list that `open_records` gives of a small file. It holds no open file, so threads
+    may share it and it can be pickled. Raises DataError for a bad row when that row is met, and for
+    a file that has changed since it was opened.
     """
 
-    def __init__(self, path: str | Path, columns: Columns | None = None):
-        self.path, self.columns = Path(path), columns or Columns()
-        if not _can_be_indexed(self.path):
+    def __init__(
+        self, path: str | Path, columns: Columns | None = None, task: str = CLASSIFICATION
+    ):
+        self.path, self.columns, self.task = Path(path), columns or Columns(), task
+        if not _can_be_indexed(self.path, task):
             raise DataError(
-                f"only an uncompressed {choices(_MAYBE_BLANK)} file can be indexed: write it as "
+                f"only an uncompressed {choices(_formats(task))} file can be indexed: write it as "
                 f"one with adaptx data convert.",
                 path,
             )
@@ -105,7 +118,7 @@ class IndexedExamples(Sequence[Example]):
         """All rows in order, in one pass over the file."""
         with opened(self.path) as file:
             self._check_unchanged(file)
-        return strict(examples(self.path, self.columns))
+        return strict(STREAMS[self.task](self.path, self.columns))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
         """The examples at `indices`, counted from 0, in the order given."""
@@ -113,11 +126,13 @@ class IndexedExamples(Sequence[Example]):
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(f"{self.path} has the rows 0 to {len(self) - 1}.")
         numbers = rows + np.searchsorted(self._rows_before, rows, side="right")
-        parse = partial(tsv_row, self._header) if self._header else json_row
+        plain = text_row if ending(self.path) in PLAIN else json_row
+        parse = partial(tsv_row, self._header) if self._header else plain
+        make = partial(RECORDS[self.task], self.columns)
         with opened(self.path) as file:
             self._check_unchanged(file)
             found = [parse(self._line(file, int(number))) for number in numbers]
-        return [example_of(self.columns, row) for row in found if row is not None]
+        return [make(row) for row in found if row is not None]
 
     def _check_unchanged(self, file: BinaryIO) -> None:
         if _stamp(file) != self._stamp:
@@ -130,8 +145,12 @@ class IndexedExamples(Sequence[Example]):
         return Line(file.read(end - start), str(self.path), number + 1)
 
 
-def _can_be_indexed(path: Path) -> bool:
-    return path.suffix in _MAYBE_BLANK
+def _formats(task: str) -> list[str]:
+    return [format_ for format_ in _MAYBE_BLANK if format_ in ENDINGS.get(task, TABLES)]
+
+
+def _can_be_indexed(path: Path, task: str) -> bool:
+    return task in RECORDS and path.suffix in _formats(task)
 
 
 def _stamp(file: BinaryIO) -> tuple[int, int]:

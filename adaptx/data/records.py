@@ -111,13 +111,17 @@ class Passage(Placed):
 
 @dataclass(frozen=True, slots=True)
 class Pair(Placed):
-    """Two texts that belong together, and the name of their relation where there is one."""
+    """Two texts that belong together, and the name of their relation where there is one.
+
+    `negatives` are texts that look as if they belonged to the first one, and don't.
+    """
 
     text: str
     other: str
     label: str | None = None
     path: str = ""
     line: int = 0
+    negatives: tuple[str, ...] = ()
 
     @property
     def texts(self) -> dict[str, str]:

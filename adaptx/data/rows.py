@@ -83,6 +83,26 @@ class Row(Placed):
             self.unicode(name, what)
         return tuple(listed)
 
+    def texts(self, column: str, what: str) -> tuple[str, ...]:
+        """A list of texts, none of them empty; () where there is none, or no such column."""
+        value = self.values.get(column)
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            self._check_type(column, what, "list of strings")
+            raise self.error(
+                f"the {what} (column {column!r}) are {value!r}: a list of texts is needed, which "
+                f"JSONL, Parquet and hf: sources can hold."
+            )
+        for place, text in enumerate(value, 1):
+            if not isinstance(text, str) or not text.strip():
+                raise self.error(
+                    f"number {place} of the {what} (column {column!r}) is {text!r}: a text is "
+                    f"needed, or take it out."
+                )
+            self.unicode(text, what)
+        return tuple(value)
+
     def unicode(self, text: str, what: str) -> str:
         """The text, if it can be written as UTF-8."""
         try:

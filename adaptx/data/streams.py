@@ -10,10 +10,19 @@ from typing import Any
 
 from adaptx.data.aligned import read_aligned
 from adaptx.data.conll import read_conll
+from adaptx.data.duplicates import normalized
 from adaptx.data.records import Example, Labelled, Pair, Passage, Tagged
 from adaptx.data.rows import Row, each
 from adaptx.data.squad import passage_of, read_squad
-from adaptx.data.tables import HUB, ending, read_rows, unknown_ending
+from adaptx.data.tables import (
+    HUB,
+    TABLES,
+    ending,
+    read_lines,
+    read_rows,
+    text_row,
+    unknown_ending,
+)
 from adaptx.errors import DataError, OptionError
 
 TEXT_COLUMNS = ("text", "sentence", "tweet", "review", "content", "utterance")
@@ -27,9 +36,11 @@ PAIR_COLUMNS = (
     *(("text1", "text2"), ("question1", "question2"), ("source", "target")),
     *(("query", "passage"), ("query", "positive"), ("anchor", "positive")),
 )
+NEGATIVES = "negatives"
 LISTS = (".jsonl", ".ndjson", ".parquet")  # the tables whose values can be lists
 CONLL = (".conll", ".txt", ".tsv", ".iob", ".iob2", ".bio")
 SQUAD = (".json",)
+PLAIN = (".txt",)
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,23 @@ def _label(columns: Columns, row: Row) -> str | None:
     else:
         name = next((known for known in LABEL_COLUMNS if known in row.values), None)
     return row.label(name, needed=needed)
+
+
+def text_of(columns: Columns, row: Row) -> Example:
+    """A text alone; a label, where there is one, says nothing."""
+    text = row.text(row.column(columns.text, TEXT_COLUMNS, "text"), "text")
+    return Example(text, None, row.path, row.line)
+
+
+def texts(source: str | Path, columns: Columns) -> Iterator[Example | DataError]:
+    """Texts, of any table, or of a text file, one a line."""
+    if str(source).startswith(HUB) or ending(source) in TABLES:
+        return each(read_rows(source), partial(text_of, columns))
+    if ending(source) not in PLAIN:
+        raise unknown_ending(source, (*PLAIN, *TABLES))
+    if columns.text:
+        raise OptionError(f"{source} is plain text: it has no column {columns.text!r} to read.")
+    return each(each(read_lines(Path(source)), text_row), partial(text_of, columns))
 
 
 def labelled(source: str | Path, columns: Columns) -> Iterator[Labelled | DataError]:
@@ -131,19 +159,32 @@ def passages(source: str | Path, columns: Columns) -> Iterator[Passage | DataErr
     return each(found, once)
 
 
-def pairs(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
+def pairs(
+    source: str | Path, columns: Columns, make: Callable[[Columns, Row], Pair] | None = None
+) -> Iterator[Pair | DataError]:
     """Pairs, of a table with two columns of texts, or of two aligned files, "FILE1,FILE2"."""
     first, comma, second = str(source).partition(",")
     if comma and not Path(source).exists() and not first.startswith(HUB):
         return read_aligned(Path(first), Path(second))
     if bool(columns.text) != bool(columns.other):
         raise OptionError("Name both columns of a pair (--text-column, --other-column), or none.")
-    return each(read_rows(source), partial(_pair_of, columns))
+    return each(read_rows(source), partial(make or _pair_of, columns))
 
 
 def matches(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
-    """Pairs that belong together; a label, where there is one, says nothing."""
-    return pairs(source, replace(columns, labelled=False))
+    """Pairs that belong together, and hard negatives where there are any; labels say nothing."""
+    return pairs(source, replace(columns, labelled=False), _match_of)
+
+
+def _match_of(columns: Columns, row: Row) -> Pair:
+    pair, negatives = _pair_of(columns, row), row.texts(NEGATIVES, "negatives")
+    for place, text in enumerate(negatives, 1):
+        if normalized(text) == normalized(pair.other):
+            raise row.error(
+                f"number {place} of the negatives is the row's own positive, {pair.other[:60]!r}: "
+                f"take it out."
+            )
+    return replace(pair, negatives=negatives)
 
 
 def scored(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
@@ -179,11 +220,12 @@ def _holds_lists(source: str | Path) -> bool:
     return str(source).startswith(HUB) or ending(source) in LISTS
 
 
-CLASSIFICATION = "classification"
+CLASSIFICATION, MASKED = "classification", "masked-language"
 # The endings of a task's files, where they aren't those of any table.
 ENDINGS: Mapping[str, tuple[str, ...]] = {
     "token-classification": (*CONLL, *LISTS),
     "question-answering": (*SQUAD, *LISTS),
+    MASKED: (*PLAIN, *TABLES),
 }
 # What reads a task's data, by the task's name.
 STREAMS: Mapping[str, Callable[[str | Path, Columns], Iterator[Any]]] = {
@@ -194,4 +236,10 @@ STREAMS: Mapping[str, Callable[[str | Path, Columns], Iterator[Any]]] = {
     "multi-label": labelled,
     "retrieval": matches,
     "similarity": scored,
+    MASKED: texts,
+}
+# What makes a record of a row, for the tasks whose large files aren't read into memory.
+RECORDS: Mapping[str, Callable[[Columns, Row], Example]] = {
+    CLASSIFICATION: example_of,
+    MASKED: text_of,
 }

@@ -113,6 +113,12 @@ def json_row(line: Line) -> Row | None:
     return Row(values, line.path, line.line)
 
 
+def text_row(line: Line) -> Row | None:
+    """The row of a line of plain text, its one column `text`; None for a blank one."""
+    text = line.text()
+    return Row({"text": text}, line.path, line.line) if text.strip() else None
+
+
 def tsv_row(header: list[str], line: Line) -> Row | None:
     """The row of a TSV line, None for a blank one."""
     text = line.text()

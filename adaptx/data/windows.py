@@ -26,11 +26,13 @@ class Window:
 
     offsets  int32 `[S, 2]`: each token's characters in the row's text, in its second one where it
              has two; (-1, -1) for the others. None where nobody asked
+    words    int32 `[S]`: the number of each token's word, as the tokenizer counts them; -1 likewise
     cut      tokens at the end of the row that are read nowhere
     """
 
     ids: list[int]
     offsets: np.ndarray | None = None
+    words: np.ndarray | None = None
     cut: int = 0
 
 
@@ -156,7 +158,10 @@ def _window(encoding: Any, sequence: int, shift: int) -> Window:
     offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2) - shift
     inside = [found == sequence for found in encoding.sequence_ids]
     outside = ~np.array(inside, bool) | (offsets[:, 1] <= 0)
-    return Window(list(encoding.ids), np.where(outside[:, None], -1, np.maximum(offsets, 0)))
+    words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
+    words[outside] = -1
+    offsets = np.where(outside[:, None], -1, np.maximum(offsets, 0))
+    return Window(list(encoding.ids), offsets, words)
 
 
 def _two(text: TextEncoder, prefix: str, first: str, second: str, max_length: int | None) -> Window:

@@ -47,6 +47,10 @@ class RoutedAdapter(Protocol):
         """Raise FingerprintError unless the adapter belongs to this encoder."""
         ...
 
+    def check_answers(self) -> None:
+        """Raise OptionError for an adapter that answers nothing."""
+        ...
+
     def to(self, device: Any) -> Any:
         """Move the adapter's own tensors to a device."""
         ...
@@ -147,6 +151,11 @@ class Encoder:
         """How many weights the encoder has."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def table(self) -> Tensor:
+        """The vocabulary's embeddings `[V, H]`, frozen."""
+        return cast(Any, self.model).get_input_embeddings().weight
+
     def to(self, device: torch.device | str) -> Encoder:
         """Move the weights to a device; returns the encoder itself."""
         self.model.to(device)
@@ -216,6 +225,7 @@ class Encoder:
         distinct = list({id(adapter): adapter for adapter in rows if adapter is not None}.values())
         for adapter in distinct:
             adapter.check_encoder(self)
+            adapter.check_answers()
         windows = self._windows(texts, rows, max_length)
         banked = [adapter for adapter in distinct if adapter.model is None]
         bank = banked[0].bank(banked, self) if banked else None

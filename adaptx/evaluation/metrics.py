@@ -6,7 +6,8 @@ drawn from. N rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from adaptx.tasks import (
 from adaptx.tasks.base import TITLES, title
 
 DEV_LOSS = "dev_loss"
+LOWER = (DEV_LOSS, "perplexity")  # the better
 
 
 def metric_of(task: Task, asked: str | None) -> str:
@@ -39,6 +41,16 @@ def metric_of(task: Task, asked: str | None) -> str:
             f"{task.kind}."
         )
     return asked or task.metrics[0]
+
+
+def goodness(metric: str, scores: Mapping[str, float]) -> float:
+    """A number that is the greater, the better the score is; `metric` may be "<task>.<metric>"."""
+    return -scores[metric] if metric.rpartition(".")[2] in LOWER else scores[metric]
+
+
+def perplexity(loss: float) -> float:
+    """The exp of a mean loss in nats; finite where that is."""
+    return math.exp(min(loss, 700.0))
 
 
 def task_scores(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> dict[str, float]:

@@ -197,6 +197,7 @@ def chosen_sites(
         raise OptionError(f"An adapter can't be called {PLAIN!r} in a bundle: rename it.")
     for adapter in adapters:
         adapter.check_encoder(encoder)
+        adapter.check_answers()
         if adapter.facts.way not in ("bank", "head"):
             raise OptionError(
                 f"Adapter {adapter.name!r} is of the method {adapter.facts.method!r}, which a bank "

@@ -59,6 +59,7 @@ def export_merged(
     if adapter.task is None:
         raise OptionError(f"Adapter {adapter.name!r} has no task: there is nothing to export.")
     adapter.check_encoder(encoder)
+    adapter.check_answers()
     storage.check_output(output, overwrite, "merged")
     rows = open_records(dev, adapter.task.kind) if isinstance(dev, (str, Path)) else dev or ()
     adapter.task.check(rows)

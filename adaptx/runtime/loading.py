@@ -14,6 +14,7 @@ from adaptx.errors import FingerprintError, FolderError, choices
 from adaptx.runtime.head import Head, is_factor
 from adaptx.runtime.layout import BundleFacts
 from adaptx.tasks import Task, task_from_json
+from adaptx.tasks.base import no_answers
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def load(folder: str | Path, bundle: BundleFacts) -> Loaded:
         path = storage.check_file(folder, layout.WEIGHTS, manifest)
         sites = layout.site_tensors(path, list(facts.scales))
     task = task_from_json(facts.task) if facts.task else None
+    if task is not None and not task.answers:
+        raise FolderError(no_answers(facts.name, task))
     head = None
     if task is not None and task.has_head:
         if layout.HEAD not in manifest["files"]:

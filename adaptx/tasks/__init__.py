@@ -8,6 +8,7 @@ from typing import Any, cast
 from adaptx.errors import FolderError, OptionError, choices
 from adaptx.tasks.base import Prediction, Task
 from adaptx.tasks.classification import Classification
+from adaptx.tasks.masked_language import MaskedLanguage
 from adaptx.tasks.multi_label import MultiLabel
 from adaptx.tasks.pairs import PairClassification
 from adaptx.tasks.question_answering import QuestionAnswering
@@ -25,12 +26,14 @@ TASKS: dict[str, type[Task]] = {
         QuestionAnswering,
         Retrieval,
         Similarity,
+        MaskedLanguage,
     )
 }
 
 __all__ = [
     "TASKS",
     "Classification",
+    "MaskedLanguage",
     "MultiLabel",
     "PairClassification",
     "Prediction",

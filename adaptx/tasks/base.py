@@ -30,6 +30,7 @@ TITLES = {  # of metrics, in a table or a sentence
     "micro_f1": "micro F1",
     "exact_match": "exact match",
     "mrr": "MRR",
+    "perplexity": "perplexity",
     "spearman": "Spearman",
     "pearson": "Pearson",
     "recall_at_1": "recall@1",
@@ -68,9 +69,11 @@ class Task:
     kind     its name in adaptx.json, in `adaptx data check --task` and in `--task`
     labels   what its outputs are called; fit() takes them from the data
     pooling  how token states become what the head reads: "mean", "cls", or TOKENS, all of them
-    parts    windows of a row that are trained on together; 1: each by itself
+    together whether the windows of a record are trained on together, as one row; else each is a row
     has_head whether a head stands on the states; without one they are the answer
     chooses  whether the largest output is the answer: one label of many
+    answers  whether it answers texts; else it is for training alone: its metrics come from its
+             loss, and `losses` gets the encoder's table of embeddings
     two_texts  whether an input is two texts
     problem  transformers' problem_type of a model that gives numbers for a text
     metrics  names of its scores (adaptx.evaluation.metrics); the first chooses the best epoch
@@ -81,9 +84,10 @@ class Task:
 
     kind: ClassVar[str]
     hub: ClassVar[str]
-    parts: ClassVar[int] = 1
+    together: ClassVar[bool] = False
     has_head: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
+    answers: ClassVar[bool] = True
     problem: ClassVar[str | None] = None
     two_texts: ClassVar[bool] = False
     labels: tuple[str, ...]
@@ -100,8 +104,8 @@ class Task:
         raise NotImplementedError
 
     @property
-    def outputs(self) -> int:
-        """How many numbers the head gives."""
+    def outputs(self) -> int | None:
+        """How many numbers the head gives; None: as many as the encoder's embeddings have."""
         return len(self.labels)
 
     def fit(self, train: Sequence[Any], dev: Sequence[Any] = ()) -> Any:
@@ -112,8 +116,12 @@ class Task:
         """Raise DataError for a record that this task, with its labels, can't learn or answer."""
 
     def inputs(self, records: Sequence[Any]) -> list[Input]:
-        """What is read of each record."""
+        """What is read of each record, to answer it."""
         return [record.text for record in records]
+
+    def training_inputs(self, records: Sequence[Any]) -> list[Any]:
+        """What is read of each record, to learn from it."""
+        return self.inputs(records)
 
     def windows(
         self, text: TextEncoder, prefix: str, inputs: Sequence[Input], max_length: int | None = None
@@ -122,8 +130,18 @@ class Task:
         return [[window] for window in whole(text, prefix, inputs, max_length)]
 
     def targets(self, records: Sequence[Any], windows: Sequence[Sequence[Window]] = ()) -> Any:
-        """What each window (of `parts` together: each record) should answer, as arrays."""
+        """What each window (`together`: each record) should answer, as arrays."""
         raise NotImplementedError
+
+    def drawn(
+        self,
+        text: TextEncoder,
+        ids: Sequence[list[int]],
+        targets: Sequence[np.ndarray],
+        seed: tuple[int, ...],
+    ) -> tuple[Sequence[list[int]], Sequence[np.ndarray]]:
+        """The windows and targets of a batch, as they are or drawn anew for each `seed`."""
+        return ids, targets
 
     def stacked(self, targets: Sequence[np.ndarray], tokens: int) -> np.ndarray:
         """Targets as one array; with TOKENS `[B, tokens]`, IGNORED at the padding."""
@@ -133,6 +151,10 @@ class Task:
         for row, target in zip(found, targets, strict=True):
             row[: len(target)] = target
         return found
+
+    def weights(self, targets: np.ndarray) -> np.ndarray:
+        """How much each row's loss counts in the mean over dev."""
+        return np.ones(len(targets), np.int64)
 
     def losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Outputs `[B, W]`, or `[B, S, W]` with TOKENS, and targets -> the losses, fp32."""
@@ -152,6 +174,14 @@ class Task:
         """Raise OptionError for a pooling that the task hasn't."""
         if self.pooling not in poolings:
             raise OptionError(f"pooling={self.pooling!r} is none of {choices(poolings)}.")
+
+
+def no_answers(name: str, task: Task) -> str:
+    """What to say where an adapter is asked to answer, and its task is for training alone."""
+    return (
+        f"Adapter {name!r} is of the task {task.kind!r}, which is for training alone: it answers "
+        f"no text, and has no place in an export."
+    )
 
 
 def checked_labels(labels: Any) -> tuple[str, ...]:

@@ -3,10 +3,14 @@
 v = pooled / |pooled|, no head. Loss: of each pair (a, b) of a micro-batch, the cross entropy of
 a's cosines to every b, over the temperature, with its own b as the target, and the other way round
 ("in-batch negatives": Henderson et al. 2017, arXiv 1705.00652; both ways: Radford et al. 2021,
-arXiv 2103.00020). With `dimensions`, the mean over vectors cut to each of them, so that a cut
+arXiv 2103.00020). All hard negatives of the micro-batch's rows are further wrong answers for each a
+(Karpukhin et al. 2020, arXiv 2004.04906). A text that stands in the row of an equal a or b isn't
+wrong, and left out. With `dimensions`, the mean over vectors cut to each of them, so that a cut
 vector serves too (Kusupati et al. 2022, "Matryoshka", arXiv 2205.13147).
 
 A larger micro-batch is a harder task: `accumulate` and more processes make it smaller.
+
+B pairs of a micro-batch, C second texts and negatives, N texts of all kinds, H width.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adaptx.data.duplicates import digest
 from adaptx.data.encode import TextEncoder
 from adaptx.data.records import Pair
 from adaptx.data.windows import Input, Window, whole
@@ -25,6 +30,8 @@ from adaptx.tasks.base import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+A, B, NEGATIVE = range(3)  # which of a row's texts one is
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Retrieval(Task):
 
     kind = "retrieval"
     hub = "feature-extraction"
-    parts = 2
+    together = True
     has_head = False
     chooses = False
 
@@ -69,8 +76,8 @@ class Retrieval(Task):
         return "It reads a text and answers with a vector, near those of texts that belong to it"
 
     def fit(self, train: Sequence[Pair], dev: Sequence[Pair] = ()) -> Retrieval:
-        """The task; DataError where there is only one pair."""
-        if len(train) < 2:
+        """The task; DataError where there is only one pair, and no negative."""
+        if len(train) < 2 and not any(pair.negatives for pair in train):
             raise DataError("there is less than two pairs: each is a wrong answer for the others.")
         return self
 
@@ -78,10 +85,14 @@ class Retrieval(Task):
         """Both texts of each pair."""
         return [(record.text, record.other) for record in records]
 
+    def training_inputs(self, records: Sequence[Pair]) -> list[tuple[str, ...]]:
+        """Both texts of each pair, and its negatives."""
+        return [(record.text, record.other, *record.negatives) for record in records]
+
     def windows(
         self, text: TextEncoder, prefix: str, inputs: Sequence[Input], max_length: int | None = None
     ) -> list[list[Window]]:
-        """One window of a text; two, each by itself, of a pair."""
+        """One window of a text; of a pair, with negatives or without, one of each text."""
         texts = [(one,) if isinstance(one, str) else tuple(one) for one in inputs]
         flat = whole(text, prefix, [one for each in texts for one in each], max_length)
         found, at = [], 0
@@ -92,28 +103,54 @@ class Retrieval(Task):
 
     def targets(
         self, records: Sequence[Pair], windows: Sequence[Sequence[Window]] = ()
-    ) -> np.ndarray:
-        """int64 `[rows]`, all 0: a pair's target is its own second text."""
-        return np.zeros(len(records), np.int64)
+    ) -> list[np.ndarray]:
+        """int64 `[texts, 2]` of each row: which of its texts it is, and a number for the text."""
+        found = []
+        for record in records:
+            texts = self.training_inputs([record])[0]
+            kinds = [A, B, *[NEGATIVE] * len(record.negatives)]
+            numbers = [digest(text) >> 1 for text in texts]
+            found.append(np.array([kinds, numbers], np.int64).T)
+        return found
+
+    def stacked(self, targets: Sequence[np.ndarray], tokens: int) -> np.ndarray:
+        """int64 `[N, 2]`: of the texts of all rows."""
+        return np.concatenate(targets)
 
     def losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Vectors `[2 B, H]`, of each pair after another -> fp32 `[B]`."""
+        """Vectors `[N, H]`, targets `[N, 2]`, row after row -> fp32 `[B]`."""
         import torch
-        from torch.nn.functional import cross_entropy, normalize
+        from torch.nn.functional import normalize
 
-        pairs = outputs.float().unflatten(0, (-1, 2))
-        aims = torch.arange(len(pairs), device=outputs.device)
-        total = 0
+        kinds, texts = targets.unbind(1)
+        a, b, c = (kinds == kind for kind in (A, B, NEGATIVE))
+        # Beside its own, what is a right answer to a isn't a wrong one.
+        allowed_BC = texts[b][:, None] != torch.cat([texts[b], texts[c]])
+        allowed_BC[:, : int(b.sum())] &= texts[a][:, None] != texts[a]
+        allowed_BC.fill_diagonal_(True)
+        total = torch.zeros(int(a.sum()), device=outputs.device)
         sizes = self.dimensions or (outputs.shape[-1],)
         for size in sizes:
-            a_BH, b_BH = normalize(pairs[..., :size], dim=-1).unbind(1)
-            logits_BB = a_BH @ b_BH.T / self.temperature
-            for way in (logits_BB, logits_BB.T):
-                loss = cross_entropy(way, aims, reduction="none", label_smoothing=smoothing)
-                total = total + loss / (2 * len(sizes))
+            v_NH = normalize(outputs[:, :size].float(), dim=-1)
+            logits_BC = v_NH[a] @ torch.cat([v_NH[b], v_NH[c]]).T / self.temperature
+            square = slice(len(total))
+            for logits, allowed in (
+                (logits_BC, allowed_BC),
+                (logits_BC[:, square].T, allowed_BC[:, square].T),
+            ):
+                total = total + _own(logits, allowed, smoothing) / (2 * len(sizes))
         return total
 
     def answer(self, one: Input, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Any:
         """A text's vector, fp32 `[H]`, of length 1; of a pair, both: `[2, H]`."""
         vectors = np.stack([x / max(np.linalg.norm(x), 1e-12) for x in outputs])
-        return vectors[0] if isinstance(one, str) else vectors
+        return vectors[0] if isinstance(one, str) else vectors[: len(one)]
+
+
+def _own(logits: Tensor, allowed: Tensor, smoothing: float) -> Tensor:
+    """Cross entropy `[B]` of logits `[B, C]` with the diagonal, among the allowed ones."""
+    import torch
+
+    log_p = logits.masked_fill(~allowed, -torch.inf).log_softmax(1)
+    every = -log_p.masked_fill(~allowed, 0.0).sum(1) / allowed.sum(1)
+    return (smoothing - 1) * log_p.diagonal() + smoothing * every

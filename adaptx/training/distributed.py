@@ -94,7 +94,8 @@ def check_distribution(accelerator: Accelerator) -> None:
 def place(encoder: Encoder, adapter: Adapter, accelerator: Accelerator) -> None:
     """Put both on the process's device; under FSDP the adapter alone (see `held`).
 
-    Raises OptionError for an adapter that brings its own model, which FSDP doesn't divide.
+    Raises OptionError for an adapter that brings its own model, which FSDP doesn't divide, and for
+    a task that needs the whole table of embeddings.
     """
     if not _divides(accelerator):
         encoder.to(accelerator.device)
@@ -102,6 +103,11 @@ def place(encoder: Encoder, adapter: Adapter, accelerator: Accelerator) -> None:
         raise OptionError(
             f"FSDP divides the frozen encoder, and {adapter.facts.method} brings a model of its "
             f"own: train it with one process for each device (MULTI_GPU), or take LoRA."
+        )
+    elif adapter.task is not None and not adapter.task.answers:
+        raise OptionError(
+            f"FSDP divides the encoder's embeddings too, which {adapter.task.kind} needs whole: "
+            f"train it with one process for each device (MULTI_GPU)."
         )
     adapter.to(accelerator.device)
 

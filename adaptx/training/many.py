@@ -156,13 +156,9 @@ def _shared_step(
     encoder: Encoder, running: Sequence[Trainee], dtype: torch.dtype
 ) -> tuple[list[float], list[int]]:
     """The forward pass of all, and the backward pass of all losses; each one's loss and tokens."""
-    places = [trainee.train.places(trainee.rows) for trainee in running]
-    ids = [
-        trainee.train.ids[place]
-        for trainee, its in zip(running, places, strict=True)
-        for place in its
-    ]
-    counts = [len(its) for its in places]
+    drawn = [trainee.drawn() for trainee in running]
+    ids = [ids for its in drawn for ids in its]
+    counts = [len(its) for its in drawn]
     ends = torch.tensor(counts).cumsum(0).tolist()
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
     batch = encoder.text.batch(ids, range(len(ids)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +105,7 @@ class Trainee:
         self.log.__enter__()
         self.step_number, self.epoch = 0, 1
         self.losses: list[float] = []
+        self.targets: Sequence[np.ndarray] = ()
         self.ahead = iter(self.plan.steps(1))
         self.started = time.perf_counter()
         self.now: Step | None = next(self.ahead)
@@ -115,11 +116,16 @@ class Trainee:
         assert self.now is not None
         return self.now.all_rows
 
+    def drawn(self) -> Sequence[list[int]]:
+        """Token ids of its next batch's windows; `loss` will have their targets."""
+        ids, self.targets = self.train.drawn(self.rows, (self.options.seed, self.epoch))
+        return ids
+
     def loss(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """The mean loss of its batch, given its rows' states `[B, S, H]` and mask `[B, S]`."""
         outputs = self.job.adapter.outputs(hidden, mask)
-        targets = self.job.on_device(self.train.targets_at(self.rows, mask.shape[1]))
-        losses = self.job.task.losses(outputs, targets, self.options.smoothing)
+        targets = self.job.on_device(self.job.task.stacked(self.targets, mask.shape[1]))
+        losses = self.job.losses(outputs, targets, self.options.smoothing)
         return losses.sum() / len(losses)
 
     def step(self, loss: float, tokens: int) -> bool:

@@ -18,7 +18,7 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import TrainingDiverged, choices
-from adaptx.evaluation.metrics import DEV_LOSS
+from adaptx.evaluation.metrics import DEV_LOSS, goodness
 from adaptx.tasks import Task
 from adaptx.training.plan import Plan
 from adaptx.training.rows import EncodedRows, MixedRows, Rows
@@ -60,15 +60,17 @@ class Job:
             self.train.lengths,
         )
 
-    def loss_sum(self, model: nn.Module, rows: np.ndarray) -> tuple[Tensor, int]:
+    def loss_sum(self, model: nn.Module, rows: np.ndarray, epoch: int) -> tuple[Tensor, int]:
         """The sum of the rows' losses, and their tokens without padding.
 
         When this process has no rows: 0, with a gradient of zeros.
         """
-        batch, targets = self.train.batch(rows if len(rows) else np.zeros(1, dtype=np.int64))
+        some = rows if len(rows) else np.zeros(1, dtype=np.int64)
+        batch, targets, shares = self.train.batch(some, (self.options.seed, epoch))
         outputs = model(self.on_device(batch.input_ids), self.on_device(batch.attention_mask))
-        losses = self.task.losses(outputs, self.on_device(targets), self.options.smoothing)
-        total = losses.sum() + own_model.regularization(self.adapter.model) * len(losses)
+        losses = self.losses(outputs, self.on_device(targets), self.options.smoothing)
+        total = (losses * self.on_device(shares)).sum()
+        total = total + own_model.regularization(self.adapter.model) * len(some)
         return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
 
     def dev_scores(self, model: nn.Module) -> dict[str, float]:
@@ -79,6 +81,11 @@ class Job:
     def on_device(self, array: np.ndarray) -> Tensor:
         """An array where the training's process computes."""
         return torch.from_numpy(array).to(self.accelerator.device)
+
+    def losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """The task's losses, fp32; one that doesn't answer texts gets the vocabulary's table."""
+        table = {} if self.task.answers else {"table": self.encoder.table}
+        return self.task.losses(outputs, targets, smoothing, **table)
 
     def about(self, config: PeftConfig | Full | None) -> dict[str, Any]:
         """What a run's log says of the training before it begins."""
@@ -142,9 +149,7 @@ class Kept:
     def _rank(self, entry: Mapping[str, Any]) -> tuple[float, float]:
         if DEV_LOSS not in entry:
             return float(entry["epoch"]), 0.0
-        metric = self.job.options.metric or ""
-        first = -entry[DEV_LOSS] if metric == DEV_LOSS else entry[metric]
-        return first, -entry[DEV_LOSS]
+        return goodness(self.job.options.metric or "", entry), -entry[DEV_LOSS]
 
     def restore(self) -> None:
         """Put the best epoch's weights back, and record the training."""

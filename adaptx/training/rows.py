@@ -24,6 +24,7 @@ from adaptx.tasks import Task
 
 Data = str | Path | Sequence[Any]
 Span = tuple[int, int, int, int]  # windows from, to; their tokens; the place of their head
+Seed = tuple[int, ...]
 
 
 class Rows(Protocol):
@@ -38,14 +39,16 @@ class Rows(Protocol):
         """How many rows there are."""
         ...
 
-    def batch(self, rows: np.ndarray) -> tuple[Batch, Any]:
-        """The rows at these places, padded, and their targets."""
+    def batch(self, rows: np.ndarray, seed: Seed = ()) -> tuple[Batch, Any, np.ndarray]:
+        """The rows at these places, padded, their targets, and how much each of their losses counts
+        in the sum over rows. A task that draws them anew does so for each `seed`.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows in memory. A row to train on is a window of a record, or `task.parts` of them together.
+    """Rows in memory. A row to train on is a window of a record, or all of them (`task.together`).
 
     records  what they were made of
     windows  of each record
@@ -63,7 +66,8 @@ class EncodedRows:
         cls, encoder: Encoder, adapter: Adapter, task: Task, records: Sequence[Any]
     ) -> EncodedRows:
         """All records, encoded as the adapter reads them."""
-        windows = adapter.windows(encoder.text, task.inputs(records)) if len(records) else []
+        inputs = task.training_inputs(records)
+        windows = adapter.windows(encoder.text, inputs) if len(records) else []
         return cls(encoder, task, records, windows, task.targets(records, windows))
 
     @cached_property
@@ -72,27 +76,46 @@ class EncodedRows:
         return [window.ids for windows in self.windows for window in windows]
 
     @cached_property
+    def counts(self) -> np.ndarray:
+        """How many windows each row has, int64 `[rows]`."""
+        if self.task.together:
+            return np.array([len(windows) for windows in self.windows], np.int64)
+        return np.ones(len(self.ids), np.int64)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each row's windows begin in `ids`, int64 `[rows]`."""
+        found: np.ndarray = np.cumsum(self.counts) - self.counts
+        return found
+
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int64 `[rows]`."""
-        found = np.array([len(ids) for ids in self.ids], np.int64)
-        return found.reshape(-1, self.task.parts).sum(1)
+        ends = np.cumsum([0, *(len(ids) for ids in self.ids)])
+        found: np.ndarray = ends[self.starts + self.counts] - ends[self.starts]
+        return found
 
     def __len__(self) -> int:
-        return len(self.ids) // self.task.parts
+        return len(self.counts)
 
     def places(self, rows: np.ndarray) -> np.ndarray:
-        """Where the windows of these rows stand in `ids`: int64 `[rows * parts]`."""
-        parts = self.task.parts
-        return (np.asarray(rows)[:, None] * parts + np.arange(parts)).ravel()
+        """Where the windows of these rows stand in `ids`, row after row."""
+        starts, counts = self.starts[rows], self.counts[rows]
+        return np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
 
-    def targets_at(self, rows: np.ndarray, tokens: int) -> np.ndarray:
-        """The targets of these rows, whose windows are padded to `tokens`."""
-        return self.task.stacked([self.targets[row] for row in rows], tokens)
+    def drawn(
+        self, rows: np.ndarray, seed: Seed = ()
+    ) -> tuple[Sequence[list[int]], Sequence[np.ndarray]]:
+        """Token ids of the windows of these rows, and the rows' targets."""
+        ids = [self.ids[place] for place in self.places(rows)]
+        return self.task.drawn(self.encoder.text, ids, [self.targets[row] for row in rows], seed)
 
-    def batch(self, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
-        """The rows at these places, padded, and their targets."""
-        batch = self.encoder.text.batch(self.ids, self.places(rows))
-        return batch, self.targets_at(rows, batch.input_ids.shape[1])
+    def batch(self, rows: np.ndarray, seed: Seed = ()) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """The rows at these places, padded, and their targets; each loss counts 1."""
+        ids, targets = self.drawn(rows, seed)
+        batch = self.encoder.text.batch(ids, range(len(ids)))
+        shares = np.ones(len(rows), np.float32)
+        return batch, self.task.stacked(targets, batch.input_ids.shape[1]), shares
 
 
 @dataclass(frozen=True)
@@ -112,11 +135,16 @@ class IndexedRows:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def batch(self, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
-        """The rows at these places, read, encoded and padded, and their targets."""
+    def batch(self, rows: np.ndarray, seed: Seed = ()) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """The rows at these places, read, encoded and padded, and their targets.
+
+        All windows of a row are in the batch, and count together as one.
+        """
         taken = self.examples.take(rows)
         held = EncodedRows.of(self.encoder, self.adapter, self.task, taken)
-        return held.batch(np.arange(len(taken)))
+        batch, targets, _ = held.batch(np.arange(len(held)), seed)
+        counts = np.array([len(windows) for windows in held.windows])
+        return batch, targets, np.repeat(1 / counts, counts).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -138,16 +166,19 @@ class MixedRows:
     def __len__(self) -> int:
         return sum(len(rows) for rows in self.each)
 
-    def batch(self, rows: np.ndarray) -> tuple[Batch, list[tuple[int, Span, Any]]]:
+    def batch(
+        self, rows: np.ndarray, seed: Seed = ()
+    ) -> tuple[Batch, list[tuple[int, Span, Any]], np.ndarray]:
         """The windows of these rows, source after source, padded; of each source that has rows
-        here, its place, its span and its targets.
+        here, its place, its span and its targets; each loss counts 1.
         """
         starts = np.cumsum([0, *(len(held) for held in self.each)])
         parts: list[tuple[int, Batch, Any]] = []
         for place, held in enumerate(self.each):
             own = rows[(rows >= starts[place]) & (rows < starts[place + 1])] - starts[place]
             if len(own):
-                parts.append((place, *held.batch(own)))
+                part, targets, _ = held.batch(own, seed)
+                parts.append((place, part, targets))
         shapes = [batch.input_ids.shape for _, batch, _ in parts]
         total, longest = sum(many for many, _ in shapes), max(tokens for _, tokens in shapes)
         ids = np.full((total, longest), self.pad_id, np.int64)
@@ -159,7 +190,7 @@ class MixedRows:
             mask[at : at + many, :tokens] = batch.attention_mask
             spans.append((place, (at, at + many, tokens, self.heads[place]), targets))
             at += many
-        return Batch(ids, mask, np.arange(total)), spans
+        return Batch(ids, mask, np.arange(total)), spans, np.ones(len(rows), np.float32)
 
 
 def training_rows(

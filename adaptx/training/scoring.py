@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptx.data.encode import Batch
-from adaptx.evaluation.metrics import task_scores
+from adaptx.evaluation.metrics import perplexity, task_scores
 from adaptx.tasks import Task
 from adaptx.tasks.base import TOKENS
 from adaptx.training.average import Average
@@ -78,21 +78,24 @@ def dev_scores(job: Job, model: Callable[[Tensor, Tensor], Tensor]) -> dict[str,
     # Twice a training micro-batch: no gradients are kept.
     parts = job.options.accumulate * accelerator.num_processes
     rows_at_once = 2 * max(1, job.options.batch_size // parts)
-    found: list[tuple[int, float, list[np.ndarray]]] = []
+    found: list[tuple[int, float, float, list[np.ndarray]]] = []
     for start in range(0, share, rows_at_once):
         rows = mine[start : start + rows_at_once]
-        batch, targets = dev.batch(rows)
+        batch, targets, _ = dev.batch(rows)
         outputs = model(job.on_device(batch.input_ids), job.on_device(batch.attention_mask))
-        losses = task.losses(outputs, job.on_device(targets)).float().tolist()
-        each = unpadded(task, outputs.float().cpu().numpy(), batch)
-        for i, (row, loss) in enumerate(zip(rows.tolist(), losses, strict=True)):
-            found.append((row, loss, each[i * task.parts : (i + 1) * task.parts]))
-    gathered = {row: (loss, each) for row, loss, each in gather_object(found)}
-    flat = [output for row in range(len(dev)) for output in gathered[row][1]]
-    return {
-        "dev_loss": float(np.mean([gathered[row][0] for row in range(len(dev))])),
-        **task_scores(task, dev.records, answers(dev, flat)),
-    }
+        losses = job.losses(outputs, job.on_device(targets)).float().tolist()
+        weights = task.weights(targets).tolist()
+        each = unpadded(task, outputs.float().cpu().numpy(), batch) if task.answers else []
+        ends = np.cumsum(dev.counts[rows])
+        for i, (row, end) in enumerate(zip(rows.tolist(), ends, strict=True)):
+            found.append((row, losses[i], weights[i], each[end - dev.counts[row] : end]))
+    gathered = {row: rest for row, *rest in gather_object(found)}
+    every = [gathered[row] for row in range(len(dev))]
+    loss = float(np.average([loss for loss, _, _ in every], weights=[w for _, w, _ in every]))
+    if not task.answers:
+        return {"dev_loss": loss, "perplexity": perplexity(loss)}
+    flat = [output for _, _, outputs in every for output in outputs]
+    return {"dev_loss": loss, **task_scores(task, dev.records, answers(dev, flat))}
 
 
 def unpadded(task: Task, outputs: np.ndarray, batch: Batch) -> list[np.ndarray]:

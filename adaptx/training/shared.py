@@ -106,22 +106,23 @@ class MixedJob(Job):
             self.options.seed,
         )
 
-    def loss_sum(self, model: nn.Module, rows: np.ndarray) -> tuple[Tensor, int]:
+    def loss_sum(self, model: nn.Module, rows: np.ndarray, epoch: int) -> tuple[Tensor, int]:
         """The sum of the rows' losses, each with its weight, and their tokens without padding."""
-        batch, parts = self.train.batch(rows if len(rows) else np.zeros(1, np.int64))
+        some = rows if len(rows) else np.zeros(1, np.int64)
+        batch, parts, _ = self.train.batch(some, (self.options.seed, epoch))
         spans = [span for _, span, _ in parts]
         ids, mask = self.on_device(batch.input_ids), self.on_device(batch.attention_mask)
         total: Any = 0.0
         for (place, _, targets), outputs in zip(parts, model(ids, mask, spans), strict=True):
-            task, smoothing = self.members[place].task, self.options.smoothing
-            losses = task.losses(outputs, self.on_device(targets), smoothing)
+            smoothing = self.options.smoothing
+            losses = self.members[place].losses(outputs, self.on_device(targets), smoothing)
             total = total + losses.sum() * self.weights[place]
         return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
 
     def dev_scores(self, model: nn.Module) -> dict[str, float]:
         """Each task's scores, "<task>.<metric>", the means over its languages, each of which has
-        its own, "<task>.<language>.<metric>"; the mean of the tasks' first metrics, MEAN; and the
-        mean of their losses, by their weights.
+        its own, "<task>.<language>.<metric>"; the mean of the first metrics, MEAN, of those tasks
+        that answer; and the mean of their losses, by their weights.
         """
         model.eval()
         entry: dict[str, float] = {}
@@ -136,12 +137,13 @@ class MixedJob(Job):
             for metric in found[0][1]:
                 each = [scores[metric] for _, scores, _ in found]
                 entry[f"{task}.{metric}"] = float(np.mean(each))
-            firsts.append(entry[f"{task}.{found[0][0].task.metrics[0]}"])
+            if found[0][0].task.answers:
+                firsts.append(entry[f"{task}.{found[0][0].task.metrics[0]}"])
             losses.append(entry[f"{task}.{DEV_LOSS}"])
             weights.append(found[0][2])
         return {
             DEV_LOSS: float(np.average(losses, weights=weights)),
-            MEAN: float(np.mean(firsts)),
+            **({MEAN: float(np.mean(firsts))} if firsts else {}),
             **entry,
         }
 

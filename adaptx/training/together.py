@@ -221,9 +221,11 @@ def _adapter(
 
 def _metric(asked: str | None, members: Sequence[Job], names: Sequence[tuple[str, ...]]) -> str:
     """What chooses the best epoch; OptionError for what no dev rows give."""
-    known = [MEAN, DEV_LOSS]
     pairs = list(zip(members, names, strict=True))
-    for member, name in [pair for pair in pairs if len(pair[0].dev)] or pairs:
+    pairs = [pair for pair in pairs if len(pair[0].dev)] or pairs
+    known = [MEAN] if any(member.task.answers for member, _ in pairs) else []
+    known.append(DEV_LOSS)
+    for member, name in pairs:
         for prefix in (name[:1], name):
             known += [".".join((*prefix, metric)) for metric in member.task.metrics]
     if asked is not None and asked not in known:
@@ -231,4 +233,4 @@ def _metric(asked: str | None, members: Sequence[Job], names: Sequence[tuple[str
             f"metric={asked!r} is none of those that the dev rows give: "
             f"{choices(dict.fromkeys(known))}."
         )
-    return asked or MEAN
+    return asked or known[0]

@@ -209,7 +209,7 @@ def _loop(
                     with nullcontext() if last else accelerator.no_sync(model):
                         # The mean over the *global* batch, whoever holds its rows: DDP averages
                         # the processes' gradients, so each counts its own rows that many times.
-                        total_loss, tokens = job.loss_sum(model, rows)
+                        total_loss, tokens = job.loss_sum(model, rows, epoch)
                         micro = total_loss / step.rows
                         accelerator.backward(micro * undivided)
                         seen[0] += micro.detach()

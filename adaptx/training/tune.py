@@ -18,7 +18,7 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.lora import targets
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError
-from adaptx.evaluation.metrics import DEV_LOSS
+from adaptx.evaluation.metrics import DEV_LOSS, goodness
 from adaptx.tasks import Task
 from adaptx.training.many import train_many
 from adaptx.training.member import Member
@@ -47,8 +47,7 @@ class Trial:
         """The greater, the better."""
         if self.scores is None:
             return float("-inf"), float("-inf")
-        loss = self.scores[DEV_LOSS]
-        return (-loss if metric == DEV_LOSS else self.scores[metric]), -loss
+        return goodness(metric, self.scores), -self.scores[DEV_LOSS]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,12 @@
+import json
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptx.data.check import check
+from adaptx.data.large import open_records
 from adaptx.data.read import read_pairs
 from adaptx.data.streams import PAIR_COLUMNS
 from adaptx.errors import DataError, OptionError
@@ -118,3 +123,41 @@ def test_a_named_column_that_is_absent_is_named_with_those_there(tmp_path):
 def test_an_empty_text_of_a_pair_names_its_line_and_column(tmp_path):
     path = write(tmp_path / "a.tsv", "premise\thypothesis\na\tb\nc\t \n")
     assert "the hypothesis (column 'hypothesis') is ' '" in refusal(read_pairs, path, 3)
+
+
+def read_matches(path):
+    return open_records(path, "retrieval")
+
+
+def test_negatives_are_a_list_of_any_length_or_absent(tmp_path):
+    rows = [{"negatives": ["c", "d"]}, {"negatives": []}, {"negatives": None}, {}]
+    lines = [json.dumps({"query": "a", "positive": "b", **row}) for row in rows]
+    found = read_matches(write(tmp_path / "a.jsonl", "\n".join(lines)))
+    assert [pair.negatives for pair in found] == [("c", "d"), (), (), ()]
+    assert {pair.negatives for pair in read_pairs(tmp_path / "a.jsonl")} == {()}
+
+
+@pytest.mark.parametrize(
+    ("negatives", "said"),
+    [
+        ("c", "are 'c': a list of texts is needed"),
+        (["c", 3], r"number 2 of the negatives \(column 'negatives'\) is 3: a text is needed"),
+        (["c", " "], "number 2 .* is ' '"),
+        (["\ud83d"], "lone surrogate"),
+        (["c", "B  é"], "number 2 of the negatives is the row's own positive, 'b e\u0301': take"),
+    ],
+)
+def test_negatives_that_arent_are_refused_with_their_line(tmp_path, negatives, said):
+    rows = [
+        {"text": "a", "other": "b"},
+        {"text": "a", "other": "b e\u0301", "negatives": negatives},
+    ]
+    path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert re.search(said, refusal(read_matches, path, 2))
+    report = check(path, "retrieval")
+    assert not report.clean and report.problems[0].lines == [2]
+
+
+def test_a_tables_negatives_need_lists(tmp_path):
+    path = write(tmp_path / "a.tsv", "text\tother\tnegatives\na\tb\tc\n")
+    assert "JSONL, Parquet and hf: sources can hold" in refusal(read_matches, path, 2)

@@ -5,12 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
 from sklearn.metrics import ndcg_score
 
+import adaptx as ax
 from adaptx.data.records import Pair
 from adaptx.errors import DataError, OptionError
 from adaptx.evaluation.metrics import task_scores
 from adaptx.tasks import Retrieval, task_from_json
+from adaptx.training.rows import EncodedRows
 
 seeded = settings(derandomize=True, deadline=None, max_examples=40)
 
@@ -25,25 +28,79 @@ def test_it_is_written_down_and_refuses_what_cant_be():
         Retrieval().fit([Pair("a", "b")])
 
 
-@pytest.mark.parametrize("sizes", [(), (6, 2)])
-def test_losses_are_the_formula_one_by_one(sizes):
-    """Cosines over the temperature; each text's own partner among all; both ways; each size."""
+rows = st.lists(
+    st.builds(
+        Pair,
+        st.sampled_from("abcd"),
+        st.sampled_from("stuv"),
+        negatives=st.lists(st.sampled_from("suwxyz"), max_size=3).map(tuple),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@seeded
+@given(rows, st.sampled_from([(), (6, 2)]), st.sampled_from([0.0, 0.3]), st.integers(0, 99))
+def test_losses_are_the_formula_one_by_one(records, sizes, smoothing, seed):
+    """Cosines over the temperature; each text's own partner among all that isn't right for it too,
+    and all negatives; both ways; each size.
+    """
     task = Retrieval(temperature=0.2, dimensions=sizes)
-    vectors = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
-    found = task.losses(vectors, torch.zeros(3, dtype=torch.long))
-    a, b = vectors[0::2], vectors[1::2]
+    counts = [2 + len(record.negatives) for record in records]
+    vectors = torch.randn(sum(counts), 6, generator=torch.Generator().manual_seed(seed))
+    targets = torch.from_numpy(task.stacked(task.targets(records), 0))
+    found = task.losses(vectors, targets, smoothing)
+    each = torch.split(vectors, counts)
+    negatives = [
+        (text, vector)
+        for record, its in zip(records, each, strict=True)
+        for text, vector in zip(record.negatives, its[2:], strict=True)
+    ]
 
     def cosine(x, y, size):
         x, y = x[:size], y[:size]
         return float(x @ y / (x.norm() * y.norm())) / 0.2
 
-    for i in range(3):
+    def loss(scores):
+        """The first is the right one's."""
+        total = math.log(sum(map(math.exp, scores)))
+        return (1 - smoothing) * (total - scores[0]) + smoothing * (total - np.mean(scores))
+
+    for i, mine in enumerate(records):
+        wrong = [
+            j
+            for j, other in enumerate(records)
+            if other.text != mine.text and other.other != mine.other
+        ]
+        hard = [vector for text, vector in negatives if text != mine.other]
+        a, b = each[i][:2]
         wanted = 0.0
         for size in sizes or (6,):
-            for one, two in ((a, b), (b, a)):
-                scores = [cosine(one[i], two[j], size) for j in range(3)]
-                wanted += math.log(sum(map(math.exp, scores))) - scores[i]
-        assert float(found[i]) == pytest.approx(wanted / (2 * len(sizes or (6,))), abs=1e-5)
+            right = cosine(a, b, size)
+            there = [cosine(a, each[j][1], size) for j in wrong]
+            wanted += loss([right, *there, *(cosine(a, c, size) for c in hard)])
+            wanted += loss([right, *(cosine(b, each[j][0], size) for j in wrong)])
+        assert float(found[i]) == pytest.approx(wanted / (2 * len(sizes or (6,))), abs=1e-4)
+
+
+def test_rows_with_more_and_fewer_negatives_share_a_batch(small):
+    task = Retrieval()
+    records = [Pair("a", "b", negatives=("c", "d e f g")), Pair("h i", "j"), Pair("k", "l m n")]
+    adapter = ax.Adapter.new(small, task, LoraConfig(r=2, target_modules=["query"]), name="x")
+    rows = EncodedRows.of(small, adapter, task, records)
+    alone = [small.text.ids([small.prefix + text])[0] for text in ("a", "b", "c", "d e f g")]
+    assert len(rows) == 3 and rows.counts.tolist() == [4, 2, 2]
+    assert rows.lengths[0] == sum(map(len, alone))
+    batch, targets, shares = rows.batch(np.array([2, 0]))
+    assert len(batch.input_ids) == 6 and targets[:, 0].tolist() == [0, 1, 0, 1, 2, 2]
+    assert batch.input_ids[2:, :3].tolist() == [ids[:3] for ids in alone]
+    assert shares.tolist() == [1, 1]
+    assert [len(one) for one in task.windows(small.text, "", task.inputs(records))] == [2, 2, 2]
+
+
+def test_one_pair_with_a_negative_is_enough():
+    assert Retrieval().fit([Pair("a", "b", negatives=("c",))]) == Retrieval()
 
 
 @seeded

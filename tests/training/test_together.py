@@ -234,6 +234,22 @@ def test_languages_of_a_task_share_its_head_and_have_scores_of_their_own(small, 
     assert best[metric] == max(entry[metric] for entry in entries.values())
 
 
+def test_plain_text_trains_beside_a_task_and_the_mean_is_of_those_that_answer(small, tmp_path):
+    given_parts = {
+        "language": Part(ax.tasks.MaskedLanguage(), [Source(TASKS / "passages.txt", DEV[:9])]),
+        "topics": parts()["topics"],
+    }
+    metric = "language.perplexity"
+    together(small, given_parts, run=tmp_path / "run", metric=metric, epochs=3, lr=1e-2)
+    entries = read_log(read_run(tmp_path / "run"), "epoch")
+    assert all(entry["mean"] == entry["topics.accuracy"] for entry in entries)
+    best = read_run(tmp_path / "run").best
+    assert best[metric] == min(entry[metric] for entry in entries)
+    alone = {"a": given_parts["language"], "b": given_parts["language"]}
+    together(small, alone, run=tmp_path / "texts", epochs=1)
+    assert read_run(tmp_path / "texts").settings["metric"] == "dev_loss"
+
+
 def test_two_processes_and_micro_batches_train_alike(small_folders, tmp_path):
     options = {"together": True, "batch_size": 9, "accumulate": 4}
     one = alone(small_folders["bert"], options)
