@@ -16,7 +16,7 @@ Figures   by task: fp32, the largest difference of an output from torch's on the
           on dev rows in torch and in the bundle, and the drop in points with its 95% interval.
           `within`: the lower end of the interval is at most half a point. The bounds of fp32 and
           int8 on the probe texts hold, or the export is refused. The last line is JSON.
-Time      about 3 minutes for an adapter on one core, and 2 for the bundle
+Time      one to four minutes for an adapter on one core; then two for the bundle
 Command   python -m benchmarks.bundle_tasks
           python -m benchmarks.bundle_tasks --tasks names,answers
 """
