@@ -84,7 +84,7 @@ def audit(
     sets = read_swaps(swaps) if swaps else None
     columns = Columns(text_column, label_column, other_column, labelled=group_column is not None)
     records = open_records(data, task.kind, columns)
-    groups = read_column(data, group_column) if group_column else None
+    groups = read_column(data, group_column, "group") if group_column else None
 
     opened, loaded = open_adapter(folder, encoder)
 

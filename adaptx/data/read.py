@@ -85,9 +85,12 @@ def read_pairs(
     return _all(streams.pairs(source, columns), source)
 
 
-def read_column(source: str | Path, column: str) -> list[str]:
-    """One column of a table as text, in its order; absent values are empty."""
-    values = (row.values[row.column(column, (), "column")] for row in strict(read_rows(source)))
+def read_column(source: str | Path, column: str, what: str = "column") -> list[str]:
+    """One column of a table as text, in its order; absent values are empty.
+
+    `what` says in an error what it is for.
+    """
+    values = (row.values[row.column(column, (), what)] for row in strict(read_rows(source)))
     return ["" if value is None else str(value) for value in values]
 
 

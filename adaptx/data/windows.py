@@ -91,9 +91,7 @@ def located(text: TextEncoder, prefix: str, one: Input, window: Window) -> np.nd
     parts = [tokenizer.encode(each, add_special_tokens=False) for each in (prefix + first, *others)]
     offsets = [np.array(part.offsets, np.int32).reshape(-1, 2) for part in parts]
     offsets[0] = offsets[0] - len(prefix)
-    token = tokenizer.encode("a", add_special_tokens=False)
-    token.truncate(1)
-    frame = tokenizer.post_process(*[token] * len(parts)).sequence_ids
+    frame = tokenizer.encode(*["a"] * len(parts)).sequence_ids
     begin, end = frame.index(0), len(window.ids) - frame[::-1].index(len(parts) - 1)
     found = np.full((len(window.ids), 3), -1, np.int32)
 
@@ -107,7 +105,7 @@ def located(text: TextEncoder, prefix: str, one: Input, window: Window) -> np.nd
         start = _start(parts[0].ids, offsets[0], window, begin, end)
         put(0, begin, start or 0, end - begin)
         return found
-    between = frame.index(1) - begin - 1
+    between = frame[begin : frame.index(1)].count(None)
     pairs = zip(parts[0].ids, window.ids[begin:end], strict=False)
     agree = next((i for i, (a, b) in enumerate(pairs) if a != b), len(parts[0].ids))
     for length in range(agree, -1, -1):  # less than agrees only where a text has a special token

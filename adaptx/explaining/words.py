@@ -89,9 +89,9 @@ def without(one: Any, words: Sequence[Word], place: int) -> tuple[Any, Span]:
     texts = list(texts_of(one))
     text, start, end = texts[word.which], word.start, word.end
     begins = start == 0 or text[start - 1].isspace()
-    if begins and end < len(text) and text[end].isspace():
+    if begins and text[end : end + 1].isspace():
         end += 1
-    elif end == len(text) and start > 0 and begins:
+    elif begins and start > 0 and not text[end : end + 1].isalnum():  # the end, or a mark
         start -= 1
     if isinstance(one, list):
         return [*one[:place], *one[place + 1 :]], (start, end)
