@@ -67,6 +67,7 @@ def chosen_by_rouge(sentences: Sequence[str], summary: str) -> tuple[bool, ...]:
     ROUGE-1 + ROUGE-2, while any adds something (Nallapati et al. 2017, arXiv 1611.04230).
     """
     gold, parts = words(summary), [words(sentence) for sentence in sentences]
+    left = {i for i, part in enumerate(parts) if set(part) & set(gold)}  # others add nothing
     taken: set[int] = set()
 
     def score(places: set[int]) -> float:
@@ -74,11 +75,12 @@ def chosen_by_rouge(sentences: Sequence[str], summary: str) -> tuple[bool, ...]:
         return rouge_n(said, gold, 1) + rouge_n(said, gold, 2)
 
     best = 0.0
-    while left := [i for i in range(len(parts)) if i not in taken]:
+    while left:
         top, place = max((score(taken | {i}), -i) for i in left)
         if top <= best:
             break
         best = top
+        left.remove(-place)
         taken.add(-place)
     return tuple(i in taken for i in range(len(parts)))
 
