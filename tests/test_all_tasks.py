@@ -5,7 +5,7 @@ import pytest
 from peft import LoraConfig
 
 import adaptx as ax
-from adaptx.data.records import Example, Labelled, Pair, Passage, Tagged
+from adaptx.data.records import Document, Example, Labelled, Pair, Passage, Tagged
 from adaptx.errors import OptionError
 from adaptx.evaluation.evaluate import evaluate
 from adaptx.runtime import Runtime
@@ -66,6 +66,14 @@ TASKS = {
         ],
     ),
 }
+WEATHER = ("Mvua imenyesha.", "Jua linawaka.", "Upepo unavuma.", "Ukungu umetanda.")
+TASKS["summary"] = (
+    ax.tasks.Summarization(length=1),
+    [
+        Document((*WEATHER[:i], sentence, *WEATHER[i:]), (*[False] * i, True, *[False] * (4 - i)))
+        for i, sentence in enumerate(SENTENCES[:4])
+    ],
+)
 INPUTS = {
     "topics": "walikwenda katika Kigali leo",
     "several": "anakaa katika Kampala leo",
@@ -74,6 +82,7 @@ INPUTS = {
     "answers": ("Wapi?", "anakaa katika Dodoma leo"),
     "nearness": ("imefika katika Kigali leo", "anakaa katika Kigali leo"),
     "vectors": "anakaa katika Dodoma leo",
+    "summary": f"{WEATHER[2]} {SENTENCES[1]}. {WEATHER[0]}",
 }
 
 
@@ -120,6 +129,8 @@ def test_each_answers_in_its_natural_shape(adapters, encoder):
     text = INPUTS["answers"][1]
     assert text[found["answers"].start : found["answers"].end] == "Dodoma"
     assert found["nearness"].score == pytest.approx(5, abs=1.5)
+    (sentence,) = found["summary"].sentences
+    assert (sentence.text, sentence.start) == (f"{SENTENCES[1]}.", len(WEATHER[2]) + 1)
     assert np.linalg.norm(found["vectors"]) == pytest.approx(1, abs=1e-5)
 
 
@@ -152,6 +163,8 @@ def test_one_bundle_answers_all_in_one_mixed_batch_equal_to_torch(adapters, enco
         assert runtime.embed(["leo"], "names").shape == (1, encoder.hidden_size)
         with pytest.raises(OptionError, match="its passage are needed"):
             runtime.predict(["Wapi?"], "answers")
+    with pytest.raises(OptionError, match="serve it from a bundle"):
+        ax.export_merged(encoder, adapters["summary"], tmp_path / "merged")
 
 
 def test_an_int8_bundle_holds_all_of_them_too(adapters, encoder, tmp_path):

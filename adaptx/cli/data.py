@@ -68,6 +68,7 @@ class Task(str, Enum):
     retrieval = "retrieval"
     similarity = "similarity"
     masked_language = "masked-language"
+    extractive_summarization = "extractive-summarization"
 
 
 @app.command("check", epilog=CHECK_EXAMPLES)

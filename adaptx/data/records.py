@@ -134,4 +134,32 @@ class Pair(Placed):
         return () if self.label is None else (self.label,)
 
 
-Record = Example | Labelled | Tagged | Passage | Pair
+@dataclass(frozen=True, slots=True)
+class Document(Placed):
+    """A document by its sentences, which of them make a summary, and perhaps a reference."""
+
+    sentences: tuple[str, ...]
+    chosen: tuple[bool, ...]
+    summary: str | None = None
+    path: str = ""
+    line: int = 0
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The sentences with spaces between them."""
+        return {"text": " ".join(self.sentences)}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each sentence is."""
+        return tuple("summary" if mark else "rest" for mark in self.chosen)
+
+    @property
+    def reference(self) -> str:
+        """What a summary is compared with: the reference, or the chosen sentences."""
+        if self.summary is not None:
+            return self.summary
+        return " ".join(s for s, mark in zip(self.sentences, self.chosen, strict=True) if mark)
+
+
+Record = Example | Labelled | Tagged | Passage | Pair | Document

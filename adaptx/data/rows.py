@@ -103,6 +103,27 @@ class Row(Placed):
             self.unicode(text, what)
         return tuple(value)
 
+    def marks(self, column: str, sentences: int) -> tuple[bool, ...]:
+        """A list with 0 or 1 for each of so many sentences."""
+        value = self.values[column]
+        if not isinstance(value, list):
+            self._check_type(column, "labels", "list of integers")
+            raise self.error(
+                f"the labels (column {column!r}) are {value!r}: a list with 0 or 1 for each "
+                f"sentence is needed, which JSONL, Parquet and hf: sources can hold."
+            )
+        if wrong := [mark for mark in value if mark not in (0, 1) or isinstance(mark, float)]:
+            raise self.error(
+                f"the labels (column {column!r}) have {wrong[0]!r}: each is 1, for a sentence of "
+                f"the summary, or 0."
+            )
+        if len(value) != sentences:
+            raise self.error(
+                f"{len(value)} labels (column {column!r}), and {sentences} sentences: each needs "
+                f"one. Give the document as a list of its sentences."
+            )
+        return tuple(map(bool, value))
+
     def unicode(self, text: str, what: str) -> str:
         """The text, if it can be written as UTF-8."""
         try:

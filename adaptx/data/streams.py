@@ -11,8 +11,10 @@ from typing import Any
 from adaptx.data.aligned import read_aligned
 from adaptx.data.conll import read_conll
 from adaptx.data.duplicates import normalized
-from adaptx.data.records import Example, Labelled, Pair, Passage, Tagged
+from adaptx.data.records import Document, Example, Labelled, Pair, Passage, Tagged
+from adaptx.data.rouge import chosen_by_rouge
 from adaptx.data.rows import Row, each
+from adaptx.data.sentences import sentence_spans
 from adaptx.data.squad import passage_of, read_squad
 from adaptx.data.tables import (
     HUB,
@@ -37,6 +39,10 @@ PAIR_COLUMNS = (
     *(("query", "passage"), ("query", "positive"), ("anchor", "positive")),
 )
 NEGATIVES = "negatives"
+SENTENCE_COLUMNS = ("sentences",)
+DOCUMENT_COLUMNS = ("text", "document", "article")
+SUMMARY_COLUMNS = ("summary", "highlights")
+MARK_COLUMNS = ("labels",)
 LISTS = (".jsonl", ".ndjson", ".parquet")  # the tables whose values can be lists
 CONLL = (".conll", ".txt", ".tsv", ".iob", ".iob2", ".bio")
 SQUAD = (".json",)
@@ -216,6 +222,40 @@ def _pair_of(columns: Columns, row: Row) -> Pair:
     return Pair(text, other, _label(columns, row), row.path, row.line)
 
 
+def documents(source: str | Path, columns: Columns) -> Iterator[Document | DataError]:
+    """Documents with a mark for each sentence, or with a summary that the marks are made of."""
+    return each(read_rows(source), partial(_document_of, columns))
+
+
+def _document_of(columns: Columns, row: Row) -> Document:
+    column = row.column(columns.text, (*SENTENCE_COLUMNS, *DOCUMENT_COLUMNS), "text")
+    if isinstance(row.values[column], list):
+        sentences = row.texts(column, "sentences")
+    else:
+        text = row.text(column, "text")
+        sentences = tuple(text[slice(*span)] for span in sentence_spans(text))
+    if not sentences:
+        raise row.error("the document has no sentences: take it out.")
+    known = (*SUMMARY_COLUMNS, *MARK_COLUMNS)
+    given = [name for name in known if row.values.get(name) is not None]
+    summary = marks = None
+    for name in [row.column(columns.label, (), "label")] if columns.label else given:
+        if isinstance(row.values[name], list) or name in MARK_COLUMNS:
+            marks = row.marks(name, len(sentences))
+        elif summary is None:
+            summary = row.text(name, "summary")
+    if marks is None and summary is None:
+        if columns.labelled:
+            raise row.error(
+                "the document has neither labels nor a summary: give it labels, a list with 0 or 1 "
+                "for each sentence, or a summary."
+            )
+        marks = (False,) * len(sentences)
+    if marks is None:
+        marks = chosen_by_rouge(sentences, summary or "")
+    return Document(sentences, marks, summary, row.path, row.line)
+
+
 def _holds_lists(source: str | Path) -> bool:
     return str(source).startswith(HUB) or ending(source) in LISTS
 
@@ -237,6 +277,7 @@ STREAMS: Mapping[str, Callable[[str | Path, Columns], Iterator[Any]]] = {
     "retrieval": matches,
     "similarity": scored,
     MASKED: texts,
+    "extractive-summarization": documents,
 }
 # What makes a record of a row, for the tasks whose large files aren't read into memory.
 RECORDS: Mapping[str, Callable[[Columns, Row], Example]] = {

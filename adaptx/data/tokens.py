@@ -69,11 +69,12 @@ def tokenization(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenization:
 def is_unspaced(texts: Sequence[str]) -> bool:
     """Whether most letters of the texts stand in a script without spaces between words."""
     letters = [c for text in texts for c in text if c.isalpha()]
-    return sum(map(_is_unspaced, letters)) > len(letters) / 2
+    return sum(map(is_unspaced_letter, letters)) > len(letters) / 2
 
 
 @lru_cache(maxsize=1 << 16)
-def _is_unspaced(letter: str) -> bool:
+def is_unspaced_letter(letter: str) -> bool:
+    """Whether a character is of a script without spaces between words."""
     return unicodedata.name(letter, "").startswith(UNSPACED)
 
 

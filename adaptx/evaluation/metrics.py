@@ -17,6 +17,7 @@ from adaptx.evaluation.correlation import correlation
 from adaptx.evaluation.questions import answer_tally
 from adaptx.evaluation.ranking import rank_tally
 from adaptx.evaluation.spans import span_tally, word_tally
+from adaptx.evaluation.summaries import rouge_tally
 from adaptx.evaluation.tally import Tally, ratio
 from adaptx.tasks import (
     Classification,
@@ -24,6 +25,7 @@ from adaptx.tasks import (
     QuestionAnswering,
     Retrieval,
     Similarity,
+    Summarization,
     Task,
     TokenClassification,
 )
@@ -86,6 +88,8 @@ def tally(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> Tally:
         return answer_tally(records, answers)
     if isinstance(task, Retrieval):
         return rank_tally(answers)
+    if isinstance(task, Summarization):
+        return rouge_tally(records, answers)
     raise OptionError(f"The task {task.kind!r} has no metrics.")
 
 

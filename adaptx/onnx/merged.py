@@ -60,6 +60,11 @@ def export_merged(
         raise OptionError(f"Adapter {adapter.name!r} has no task: there is nothing to export.")
     adapter.check_encoder(encoder)
     adapter.check_answers()
+    if adapter.task.hub not in CLASSES:
+        raise OptionError(
+            f"Adapter {adapter.name!r} is of the task {adapter.task.kind!r}, and transformers has "
+            f"no class that opens such a model: serve it from a bundle."
+        )
     storage.check_output(output, overwrite, "merged")
     rows = open_records(dev, adapter.task.kind) if isinstance(dev, (str, Path)) else dev or ()
     adapter.task.check(rows)

@@ -14,6 +14,7 @@ from adaptx.tasks.pairs import PairClassification
 from adaptx.tasks.question_answering import QuestionAnswering
 from adaptx.tasks.retrieval import Retrieval
 from adaptx.tasks.similarity import Similarity
+from adaptx.tasks.summarization import Summarization
 from adaptx.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
@@ -27,6 +28,7 @@ TASKS: dict[str, type[Task]] = {
         Retrieval,
         Similarity,
         MaskedLanguage,
+        Summarization,
     )
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "QuestionAnswering",
     "Retrieval",
     "Similarity",
+    "Summarization",
     "Task",
     "TokenClassification",
     "make_task",

@@ -9,7 +9,7 @@ from tests.cli.test_cli import run
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text()
-METRICS = ("F1", "F1", "micro F1", "accuracy", "Spearman", "MRR", "MRR", "perplexity")
+METRICS = ("F1", "F1", "micro F1", "accuracy", "Spearman", "MRR", "MRR", "ROUGE-1", "perplexity")
 COMMANDS = [line for line in PAGE.splitlines() if line.startswith("adaptx ")]
 
 
@@ -38,7 +38,8 @@ def test_every_task_that_has_a_section_trains(sections):
 
 
 def test_answers_have_the_shape_that_the_page_says(sections):
-    names, answers, reviews, pairs, nearness, vector = map(json.loads, sections["predict"])
+    found = map(json.loads, sections["predict"])
+    names, answers, reviews, pairs, nearness, vector, summary = found
     assert isinstance(names["entities"], list)
     text = "Soko jipya la Mbeya lilifunguliwa mwezi Machi."
     assert answers["other"] == text and text[answers["start"] : answers["end"]] == answers["text"]
@@ -46,4 +47,6 @@ def test_answers_have_the_shape_that_the_page_says(sections):
     assert pairs["label"] in ("yes", "no")
     assert isinstance(nearness["score"], float)
     assert sum(v * v for v in vector["vector"]) == pytest.approx(1, abs=1e-3)
+    starts = [part["start"] for part in summary["summary"]]
+    assert len(starts) == 3 and set(starts) <= {0, 22, 51, 66} and starts == sorted(starts)
     assert "F1" in sections["eval"][0] and "LOC" in sections["eval"][0]
