@@ -87,8 +87,10 @@ def check_file_output(path: Path, overwrite: bool) -> None:
     Raises OutputExists for one that exists while `overwrite` is off, OptionError for a folder, or
     a name in a folder that isn't there.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        raise OptionError(f"{path} can't be written: name a file in a folder that exists.")
+    if not path.parent.is_dir():
+        raise OptionError(f"{path} can't be written: there is no folder {path.parent}.")
+    if path.is_dir():
+        raise OptionError(f"{path} can't be written: it is a folder. Name a file.")
     if path.exists() and not overwrite:
         raise OutputExists(f"{path} exists already: name another file, or pass --overwrite.")
 

@@ -12,7 +12,7 @@ from adaptx.data.windows import Window, located
 from adaptx.errors import OptionError
 from adaptx.explaining.target import Target, choose, reading
 from adaptx.explaining.words import Word, shares, texts_of, without, words_of
-from adaptx.tasks import Retrieval
+from adaptx.tasks import Retrieval, TokenClassification
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
@@ -112,9 +112,11 @@ def explain(
 
     if type(steps) is not int or steps < 1:
         raise OptionError(f"steps={steps!r} must be a whole number, at least 1.")
-    one = tuple(text) if isinstance(text, tuple) else text
-    (answer,) = encoder.predict([one], adapter)
     task: Any = adapter.task
+    one = text
+    if isinstance(text, (list, tuple)):
+        one = list(text) if isinstance(task, TokenClassification) else tuple(text)
+    (answer,) = encoder.predict([one], adapter)
     target = choose(task, one, answer, label, word)
     words = words_of(one, encoder.text.tokenizer)
     if isinstance(task, Retrieval):  # the second text's vector is what the first is held against
@@ -127,8 +129,9 @@ def explain(
     if found is None:
         raise OptionError(f"No token stands for {target.label}, so its score can't be read.")
     window = windows[found.number]
-    alone = one[0] if isinstance(task, Retrieval) else one
-    read = alone if isinstance(alone, tuple) else texts_of(alone)[0]
+    texts = texts_of(one)
+    together = len(texts) == 2 and not isinstance(task, Retrieval)
+    read = (texts[0], texts[1]) if together else texts[0]
     places_S3 = located(encoder.text, adapter.prefix, read, window)
     whole = integrated_gradients(
         encoder,
@@ -148,7 +151,7 @@ def explain(
     return Explanation(
         adapter=adapter.name,
         task=task.kind,
-        texts=texts_of(one),
+        texts=texts,
         answer=" ".join(str(answer).split()) if not isinstance(answer, np.ndarray) else "vectors",
         label=target.label,
         unit=target.unit,
@@ -177,12 +180,12 @@ def explain(
 def _part(
     word: Word, gradients: float | None, score: float, less: float | None, target: Target
 ) -> Part:
-    found = Part(word.text, word.which, word.start, word.end, gradients)
-    if less is None:
-        return found
-    before, after = target.probability(score), target.probability(less)
-    change = None if before is None or after is None else before - after
-    return Part(word.text, word.which, word.start, word.end, gradients, score - less, change)
+    left_out = change = None
+    if less is not None:
+        left_out = score - less
+        before, after = target.probability(score), target.probability(less)
+        change = before - after if before is not None and after is not None else None
+    return Part(word.text, word.which, word.start, word.end, gradients, left_out, change)
 
 
 def _left_out(

@@ -1,7 +1,8 @@
 """An HTML page of one file: no script, nothing from elsewhere, readable in dark and in light.
 
-Whatever comes from a text, a label or a folder is escaped. Colours are Okabe & Ito's; each word's
-figures stand in a table too, and what speaks against is underlined, so that no colour is needed.
+Whatever comes from a text, a label or a folder is escaped. Colours are Okabe & Ito's, darker where
+the page is dark; each word's figures stand in a table too, and what speaks against is underlined,
+so that no colour is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 STYLE = """
 :root { color-scheme: light dark; --for: 0 114 178; --against: 213 94 0; --line: #8886; }
-@media (prefers-color-scheme: dark) { :root { --for: 86 180 233; --against: 230 159 0; } }
+@media (prefers-color-scheme: dark) { :root { --for: 0 100 170; --against: 170 75 0; } }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 .text { font-size: 1.25rem; line-height: 2.1; overflow-wrap: anywhere; }
 .for { background: rgb(var(--for) / var(--a)); }

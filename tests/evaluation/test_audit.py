@@ -10,6 +10,7 @@ from peft import LoraConfig
 import adaptx as ax
 from adaptx.data.records import Example, Labelled, Pair, Passage, Tagged
 from adaptx.errors import DataError, OptionError
+from adaptx.evaluation.audit import Swap, Swapped
 from adaptx.evaluation.audit_tables import parts
 from adaptx.evaluation.groups import audit_groups
 from adaptx.explaining.page import audit_page
@@ -103,21 +104,24 @@ def test_swaps_are_counted_as_predict_answers_the_swapped_texts(small):
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_an_answer_that_must_change_is_seen():
-    """An adapter that reads one name only, by a rule of its own: the share is known beforehand."""
+def test_swaps_of_one_row_hang_together():
+    """The interval is that of the rows: two swaps of a row are drawn together."""
 
-    class Rule:
-        def predict(self, inputs, adapter, batch_size):
-            return [said("michezo" if "Asha" in one else "afya") for one in inputs]
+    def swap(row, changed, change):
+        return Swap(row, ("a", "b"), "", "", "", "", changed, change)
 
-    class Named:
-        name, task = "rule", TOPICS
-
-    records = [Example(text) for text in ["Asha yuko", "John yuko", "Juma yuko", "Asha na John"]]
-    found = ax.audit(Rule(), Named(), records, swaps=[("Asha", "John")]).swaps
-    assert (found.total.swaps, found.without) == (3, 1)
-    assert found.total.changed == pytest.approx(2 / 3)
-    assert found.total.mean_change == pytest.approx((-0.8 - 0.8 + 0) / 3)
+    rows = [swap(row, row < 5, -0.4 if row < 5 else 0.1) for row in range(10) for _ in "ab"]
+    found = Swapped.of(rows)
+    assert (found.rows, found.swaps, found.changed) == (10, 20, 0.5)
+    low, high = scipy.stats.binom.ppf([0.025, 0.975], 10, 0.5) / 10
+    assert found.interval == pytest.approx((low, high))
+    assert found.mean_change == pytest.approx(-0.15)
+    assert found.mean_size == pytest.approx(0.25)
+    numbers = Swapped.of([swap(0, None, 0.2), swap(1, None, -0.4)])
+    assert (numbers.changed, numbers.interval) == (None, None)
+    assert numbers.mean_change == pytest.approx(-0.1)
+    tags = Swapped.of([swap(0, True, None)])
+    assert (tags.changed, tags.mean_change, tags.mean_size) == (1.0, None, None)
 
 
 @pytest.mark.parametrize(

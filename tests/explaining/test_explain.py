@@ -13,6 +13,7 @@ import adaptx as ax
 from adaptx.data.windows import located
 from adaptx.errors import OptionError
 from adaptx.explaining.page import explanation_page, table
+from adaptx.explaining.show import notes
 from adaptx.explaining.words import moved, shares, without, words_of
 from tests.encoder.families import CONFIGS
 
@@ -309,3 +310,23 @@ def test_a_page_escapes_what_it_shows_and_needs_nothing_from_elsewhere(small):
         '"', "&quot;"
     ).replace("'", "&#x27;")
     assert table("a<", ("b&",), [("c>",), (None,)]).count("&") == 3
+
+
+def test_a_pair_may_be_a_list_and_words_a_tuple(small):
+    pairs = adapter_for(small, TASKS["pairs"][0])
+    one = TASKS["pairs"][1]
+    assert ax.explain(small, pairs, list(one), steps=2) == ax.explain(small, pairs, one, steps=2)
+    tagger = adapter_for(small, TASKS["plain tags"][0])
+    found = ax.explain(small, tagger, tuple(TEXT.split()), word="Mbeya", steps=2)
+    assert [word.text for word in found.words] == TEXT.split()
+    assert found.texts == (TEXT,)
+
+
+def test_the_end_of_a_text_that_is_cut_has_no_figures(small):
+    text = " ".join(f"neno{i}" for i in range(60))
+    found = ax.explain(small, adapter_for(small, TASKS["classification"][0]), text, steps=2)
+    read = [word.gradients is not None for word in found.words]
+    assert read == sorted(read, reverse=True) and 0 < sum(read) < 60
+    assert all((w.left_out is None) == (w.gradients is None) for w in found.words)
+    assert "its end has no figures" in " ".join(notes(found))
+    assert len(found.tokens) == small.text.max_length
