@@ -1,26 +1,52 @@
-"""The command line, run as users run it: a new process, its exit code, what it prints."""
+"""The command line as users run it: its exit code, what it prints."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
+from adaptx.cli.main import main
 from tests.conftest import SAMPLE
+
+PLAIN = {"COLUMNS": "100", "NO_COLOR": "1"}
 
 
 def run(*arguments, code=0, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "adaptx", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", **environment},
-        timeout=600,
-    )
+    """The command: in this process, which has loaded everything; in its own with an environment."""
+    started = _process if environment else _here
+    done = started([str(argument) for argument in arguments], environment)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
+
+
+def _process(arguments, environment):
+    return subprocess.run(
+        [sys.executable, "-m", "adaptx", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **PLAIN, **environment},
+        timeout=600,
+    )
+
+
+def _here(arguments, _):
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in PLAIN.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["adaptx", *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+    said = (stream.buffer.getvalue().decode("utf-8") for stream in (out, err))
+    return subprocess.CompletedProcess(arguments, code, *said)
 
 
 def refused(*arguments, **environment):
