@@ -123,7 +123,8 @@ def train_together(
     accelerator = accelerator or accelerator_for(precision, run, trackers)
     check_distribution(accelerator)
     job = mixed_job(encoder, parts, config, name, mixing, options, accelerator)
-    place(encoder, job.adapter, accelerator)
+    for adapter in cast(Any, job.adapter).each:
+        place(encoder, adapter, accelerator)
     found = find_checkpoint(job, run) if resume and run is not None else None
     goes_on = (found.step, len(found.state["history"])) if found else (0, 0)
     with RunLog(run, accelerator, job.about(config), goes_on) as log:

@@ -21,7 +21,7 @@ from adaptx.training.shared import Shared
 from adaptx.training.together import Part, Source
 from tests.adapters.peft_oracle import peft_model
 from tests.conftest import ROOT, SAMPLE
-from tests.training.test_scaling import alone, ranks
+from tests.training.test_scaling import FSDP, alone, ranks
 from tests.training.test_scaling import same as same_said
 
 TASKS = ROOT / "recipes" / "data" / "tasks"
@@ -250,11 +250,14 @@ def test_plain_text_trains_beside_a_task_and_the_mean_is_of_those_that_answer(sm
     assert read_run(tmp_path / "texts").settings["metric"] == "dev_loss"
 
 
-def test_two_processes_and_micro_batches_train_alike(small_folders, tmp_path):
+def test_two_processes_micro_batches_and_fsdp_train_alike(small_folders, tmp_path):
     options = {"together": True, "batch_size": 9, "accumulate": 4}
     one = alone(small_folders["bert"], options)
-    for answer in ranks(2, small_folders["bert"], tmp_path / "meeting", options):
-        same_said(answer, one)
+    for name, environment in (("ddp", {}), ("fsdp", FSDP)):
+        said = ranks(2, small_folders["bert"], tmp_path / name, options, **environment)
+        for answer in said:
+            same_said(answer, one)
+        assert (said[0]["parts"][1] < 1) == (name == "fsdp")
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(small, tmp_path, monkeypatch):
