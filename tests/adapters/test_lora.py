@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 
-from adaptx import Adapter
+from adaptx import Adapter, Encoder
 from adaptx.adapters.bank import Bank
 from adaptx.adapters.lora import targets
 from adaptx.errors import OptionError, SiteError
@@ -139,9 +139,10 @@ def test_one_adapter_learns_as_in_peft(small):
     assert all(p.grad is None for p in small.model.parameters())
 
 
-def test_slot_0_is_the_plain_encoder(small):
+def test_slot_0_is_the_plain_encoder(small_folders):
     from tests.adapters.peft_oracle import plain_model
 
+    small = Encoder.from_pretrained(small_folders["bert"])  # to the bit: through nobody's hands yet
     adapter = Adapter.new(
         small, None, LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear"), name="x"
     )

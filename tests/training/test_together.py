@@ -251,7 +251,7 @@ def test_plain_text_trains_beside_a_task_and_the_mean_is_of_those_that_answer(sm
 
 
 def test_two_processes_micro_batches_and_fsdp_train_alike(small_folders, tmp_path):
-    options = {"together": True, "batch_size": 9, "accumulate": 4}
+    options = {"together": True, "batch_size": 9, "accumulate": 4, "epochs": 1}
     one = alone(small_folders["bert"], options)
     for name, environment in (("ddp", {}), ("fsdp", FSDP)):
         said = ranks(2, small_folders["bert"], tmp_path / name, options, **environment)
