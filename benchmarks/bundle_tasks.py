@@ -3,11 +3,12 @@
 Data      DATA is --data or $ADAPTX_DATA, in the layouts of benchmarks.sib200, masakhaner, qa and
           retrieval: topics of SIB-200 in Swahili; names of MasakhaNER in Swahili; XQuAD in English,
           split by paragraph; translations of SIB-200, Swahili to English, tested on Tatoeba's.
-          Three tasks have no data of their own there, so theirs is made from SIB-200's rows:
+          Four tasks have no data of their own there, so theirs is made from SIB-200's rows:
           multi-label   two sentences, one after the other, with the topics of both
           pairs         two sentences: the same topic, or another (half and half)
           similarity    three sentences in Swahili, three in English: the share of them that are
                         translations of each other, 0 to 1
+          summary       six sentences; the two of the commonest topic are what to find
           They show that a task survives int8; their scores say nothing about real data.
 Training  LoRA r=8 on all linear sites, at most 700 rows and a few epochs each: the bundle is
           measured, not the adapters. Kept under --cache.
@@ -29,6 +30,7 @@ import os
 import random
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +43,7 @@ from rich.table import Table
 
 import adaptx as ax
 from adaptx.cli.run import run as run_script
-from adaptx.data.records import Example, Labelled, Pair
+from adaptx.data.records import Document, Example, Labelled, Pair
 from adaptx.errors import DataError, OptionError, choices
 from adaptx.onnx.bundle import MAX_DROP
 from adaptx.tasks import Task
@@ -122,6 +124,27 @@ def shares(pairs: Sequence[Pair], size: int = 3) -> list[Pair]:
     return found
 
 
+def one_topic(data: Path) -> Splits:
+    """Six sentences, two of them of the commonest topic: those are the summary."""
+    rows = topics(data)
+    ((topic, _),) = Counter(row.label for row in rows["train"]).most_common(1)
+    return {split: documents(mixed(rows[split]), topic) for split in rows}
+
+
+def documents(rows: Sequence[Example], topic: str) -> list[Document]:
+    """Every two rows of the topic among four others."""
+    ours, others = (
+        [row for row in rows if (row.label == topic) is is_it] for is_it in (True, False)
+    )
+    found = []
+    for i in range(len(ours) - 1):
+        some = [*ours[i : i + 2], *(others[(4 * i + k) % len(others)] for k in range(4))]
+        random.Random(i).shuffle(some)
+        sentences, chosen = zip(*((row.text, row.label == topic) for row in some), strict=True)
+        found.append(Document(sentences, chosen))
+    return found
+
+
 def translations(data: Path) -> Splits:
     """SIB-200's pairs to learn from, Tatoeba's to find."""
     files = retrieval.splits(data, "swh")
@@ -154,6 +177,7 @@ PARTS = {
     "topics": Part(ax.tasks.Classification(), topics, epochs=4),
     "several": Part(ax.tasks.MultiLabel(), several, epochs=5),
     "same-topic": Part(ax.tasks.PairClassification(), same_topic, epochs=5),
+    "summary": Part(ax.tasks.Summarization(length=2), one_topic, epochs=5),
     "translated": Part(ax.tasks.Similarity(), translated, epochs=3),
     "translations": Part(
         ax.tasks.Retrieval(temperature=0.02), translations, epochs=2, lr=5e-4, batch_size=32
