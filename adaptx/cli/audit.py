@@ -62,14 +62,12 @@ def audit(
 ) -> None:
     """Audit an adapter: scores by group with the largest gap, answers when terms are swapped."""
     from adaptx import storage
-    from adaptx.adapters import inspect
     from adaptx.adapters.finding import find_folder
-    from adaptx.cli.opening import open_adapter
+    from adaptx.cli.opening import facts_with_task, open_adapter
     from adaptx.data.large import open_records
     from adaptx.data.read import read_column
     from adaptx.data.streams import Columns
     from adaptx.data.swaps import read_swaps
-    from adaptx.evaluation.evaluate import no_head
     from adaptx.tasks import task_from_json
 
     if group_column is None and swaps is None:
@@ -77,10 +75,7 @@ def audit(
     if html:
         storage.check_file_output(html, overwrite)
     folder = find_folder(adapter)
-    facts, _ = inspect.about(folder)
-    if facts.task is None:
-        raise no_head(facts.name)
-    task = task_from_json(facts.task)
+    task = task_from_json(facts_with_task(folder).task or {})
     sets = read_swaps(swaps) if swaps else None
     columns = Columns(text_column, label_column, other_column, labelled=group_column is not None)
     records = open_records(data, task.kind, columns)

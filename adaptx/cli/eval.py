@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adaptx.errors import FolderError, OptionError, choices
+from adaptx.errors import OptionError, choices
 
 if TYPE_CHECKING:
     from adaptx.adapters.folder import Facts
@@ -173,23 +173,11 @@ def _named(item: str, task: str) -> tuple[str, str]:
 
 def _checked(adapters: list[Path]) -> tuple[dict[str, Facts], Task]:
     """The adapters' facts, each by a name of its own, and their task, when they can be compared."""
-    from adaptx import storage
-    from adaptx.adapters import folder as layout
-    from adaptx.evaluation.evaluate import check_labels, no_head
+    from adaptx.cli.opening import facts_with_task
+    from adaptx.evaluation.evaluate import check_labels
     from adaptx.tasks import task_from_json
 
-    found = []
-    for folder in adapters:
-        if not folder.is_dir():
-            raise FolderError(f"There is no adapter folder {folder}.")
-        if not (folder / storage.MANIFEST).is_file() and (folder / layout.CONFIG).is_file():
-            raise FolderError(
-                f"{folder} was written by PEFT and doesn't say its labels: make an adapter of it "
-                f"with adaptx adapters import, and evaluate that."
-            )
-        found.append(layout.read_facts(folder)[0])
-        if found[-1].task is None:
-            raise no_head(found[-1].name)
+    found = [facts_with_task(folder) for folder in adapters]
     names = [facts.name for facts in found]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in adapters]

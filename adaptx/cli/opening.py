@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adaptx import storage
+from adaptx.adapters import folder as layout
 from adaptx.adapters import inspect
 from adaptx.adapters.finding import find_folder
 from adaptx.errors import FolderError
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
+    from adaptx.adapters.folder import Facts
     from adaptx.encoder.encoder import Encoder
 
 DEFAULT_ENCODER = "bundled:multilingual-e5-small"
@@ -24,6 +27,26 @@ def encoder_name(folder: Path) -> str:
     if not name:
         raise FolderError(f"{folder} doesn't say which encoder it fits: name it with --encoder.")
     return name
+
+
+def facts_with_task(folder: Path) -> Facts:
+    """What an adapter's folder says, before anything is loaded.
+
+    Raises FolderError for no folder and for PEFT's, OptionError for an adapter without a task.
+    """
+    from adaptx.evaluation.evaluate import no_head
+
+    if not folder.is_dir():
+        raise FolderError(f"There is no adapter folder {folder}.")
+    if not (folder / storage.MANIFEST).is_file() and (folder / layout.CONFIG).is_file():
+        raise FolderError(
+            f"{folder} was written by PEFT and doesn't say its labels: make an adapter of it with "
+            f"adaptx adapters import, and take that."
+        )
+    facts = layout.read_facts(folder)[0]
+    if facts.task is None:
+        raise no_head(facts.name)
+    return facts
 
 
 def open_each(names: Sequence[str | Path], encoder: str | None) -> list[tuple[Encoder, Adapter]]:

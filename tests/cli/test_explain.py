@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import shlex
 
 import pytest
@@ -107,6 +108,9 @@ def test_what_cant_be_audited_or_explained_is_refused(small, topics, tmp_path):
     one.write_text("Asha\tJuma\nNeema\n")
     none.write_text("Rehema\tOmari\n")
     (tmp_path / "empty.tsv").write_text("\n")
+    of_peft = tmp_path / "peft"
+    shutil.copytree(topics, of_peft)
+    (of_peft / "adaptx.json").unlink()
     data = ["audit", topics, "-d", PEOPLE]
     for words, error, said in (
         ([*data], OptionError, "--group-column, --swaps, or both"),
@@ -119,6 +123,7 @@ def test_what_cant_be_audited_or_explained_is_refused(small, topics, tmp_path):
             "no column 'sex' for the group; there is: text, label, gender",
         ),
         (["audit", bare, "-d", PEOPLE, "--swaps", NAMES], OptionError, "has no head"),
+        (["audit", of_peft, "-d", PEOPLE, "--swaps", NAMES], FolderError, "adapters import"),
         (["audit", tmp_path / "x", "-d", PEOPLE, "--swaps", NAMES], FolderError, "no adapter"),
         ([*data, "--swaps", NAMES, "--html", tmp_path], OptionError, "can't be written"),
         (["explain", bare, "Habari"], OptionError, "a vector, which has no score"),
