@@ -2,8 +2,8 @@
 
 import json
 import re
-import shutil
 import shlex
+import shutil
 
 import pytest
 

@@ -250,14 +250,16 @@ def test_plain_text_trains_beside_a_task_and_the_mean_is_of_those_that_answer(sm
     assert read_run(tmp_path / "texts").settings["metric"] == "dev_loss"
 
 
-def test_two_processes_micro_batches_and_fsdp_train_alike(small_folders, tmp_path):
+@pytest.mark.parametrize(
+    "environment", [{}, pytest.param(FSDP, marks=pytest.mark.slow)], ids=["ddp", "fsdp"]
+)
+def test_two_processes_and_micro_batches_train_alike(small_folders, tmp_path, environment):
     options = {"together": True, "batch_size": 9, "accumulate": 4, "epochs": 1}
     one = alone(small_folders["bert"], options)
-    for name, environment in (("ddp", {}), ("fsdp", FSDP)):
-        said = ranks(2, small_folders["bert"], tmp_path / name, options, **environment)
-        for answer in said:
-            same_said(answer, one)
-        assert (said[0]["parts"][1] < 1) == (name == "fsdp")
+    said = ranks(2, small_folders["bert"], tmp_path / "meeting", options, **environment)
+    for answer in said:
+        same_said(answer, one)
+    assert (said[0]["parts"][1] < 1) == bool(environment)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(small, tmp_path, monkeypatch):
