@@ -3,6 +3,9 @@
 Data      SIB-200's swh_Latn, MasakhaNER's swa and AfriSenti's swa: three folders under --data,
           sib200/swh_Latn, masakhaner1/swa and afrisenti/swa, each with train, dev and test.
 Encoder   multilingual-e5-small, frozen, offline (`bundled:`).
+Expected  test: topics 0.775, names 0.809, sentiment 0.609 weighted F1 (benchmarks.multitask with
+          these settings, seed 0); an adapter for each task has 0.789, 0.864 and 0.635
+Time      27 minutes of training on one core of a machine that had other work too
 Command   accelerate launch recipes/multitask.py --data DATA
 
 It trains one LoRA with three heads to the epoch with the best mean on dev, scores each task on
@@ -72,8 +75,8 @@ def main() -> None:
     for task, adapter in adapters.items():
         adapter.save(options.output / adapter.name, overwrite=options.overwrite)
         report = ax.evaluate(encoder, adapter, rows[task][2])
-        metric = adapter.task.metrics[0]
-        print(f"{task}: test {title(metric)} {report.scores[metric]:.3f}")
+        said = ", ".join(f"{title(m)} {report.scores[m]:.3f}" for m in adapter.task.metrics)
+        print(f"{task}: test {said}")
     dev = {adapters[task].name: rows[task][1] for task in adapters}
     kept = ax.export(encoder, list(adapters.values()), bundle, dev=dev, overwrite=options.overwrite)
     for name, found in kept["dev"].items():
