@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adaptx.cli.show import give
 from adaptx.errors import OptionError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def audit(
     opened, loaded = open_adapter(folder, encoder)
 
     from adaptx.evaluation.audit import audit
+    from adaptx.explaining.page import audit_page
 
     found = audit(
         opened,
@@ -94,15 +95,7 @@ def audit(
         examples=examples,
         batch_size=batch_size,
     )
-    if as_json:
-        typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
-    else:
-        show(found)
-    if html:
-        from adaptx.explaining.page import audit_page
-
-        html.write_text(audit_page(found), encoding="utf-8")
-        typer.echo(f"Wrote {html}.", err=True)
+    give(found, as_json, show, html, audit_page)
 
 
 def show(found: Audit) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from adaptx.cli.show import give
 
 if TYPE_CHECKING:
     from adaptx.explaining.explain import Explanation
@@ -75,6 +76,7 @@ def explain(
     opened, loaded = open_adapter(adapter, encoder)
 
     from adaptx.explaining.explain import explain
+    from adaptx.explaining.page import explanation_page
 
     found = explain(
         opened,
@@ -85,15 +87,7 @@ def explain(
         steps=steps,
         batch_size=batch_size,
     )
-    if as_json:
-        typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
-    else:
-        show(found)
-    if html:
-        from adaptx.explaining.page import explanation_page
-
-        html.write_text(explanation_page(found), encoding="utf-8")
-        typer.echo(f"Wrote {html}.", err=True)
+    give(found, as_json, show, html, explanation_page)
 
 
 def show(found: Explanation) -> None:

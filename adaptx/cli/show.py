@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 
 def print_table(
@@ -24,6 +27,23 @@ def print_table(
         table.add_row(*(Text("-" if cell is None else plain(cell)) for cell in row))
     wide = None if sys.stdout.isatty() else 1000
     Console(width=wide, highlight=False).print(table)
+
+
+def give(
+    found: Any,
+    as_json: bool,
+    show: Callable[[Any], None],
+    html: Path | None,
+    page: Callable[[Any], str],
+) -> None:
+    """Print what a command found, as JSON or by `show`; write its page where one is asked for."""
+    if as_json:
+        print(json.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        show(found)
+    if html:
+        html.write_text(page(found), encoding="utf-8")
+        print(f"Wrote {html}.", file=sys.stderr)
 
 
 def plain(value: object) -> str:
