@@ -175,7 +175,7 @@ def mixed(rows: Sequence[Any]) -> list[Any]:
 
 PARTS = {
     "topics": Part(ax.tasks.Classification(), topics, epochs=4),
-    "several": Part(ax.tasks.MultiLabel(), several, epochs=5),
+    "several": Part(ax.tasks.MultiLabel(), several, epochs=15),
     "same-topic": Part(ax.tasks.PairClassification(), same_topic, epochs=5),
     "summary": Part(ax.tasks.Summarization(length=2), one_topic, epochs=5),
     "translated": Part(ax.tasks.Similarity(), translated, epochs=3),
