@@ -135,9 +135,7 @@ def shared(
 def separate(task: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The result of a task's own adapter, as its own benchmark trains it, on train alone."""
     suite, lang = TASKS[task]
-    own = argparse.Namespace(
-        data=options.data, cache=options.cache / suite.name, search=None, train_only=True
-    )
+    own = argparse.Namespace(data=options.data, cache=options.cache / suite.name, train_only=True)
     return suite.cached(lang, "lora", suite.grids["lora"][suite.chosen["lora"]], seed, own)
 
 

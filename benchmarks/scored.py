@@ -48,8 +48,9 @@ class Suite:
     load         from a split's files and its name to its records
     grids        the settings of each method; `chosen` are places in them, by --search on `searched`
     metric       what is compared
-    joined       dev chooses no epoch: the last one stands, and once settings are chosen, dev's rows
-                 are trained on too, but for --train-only
+    joined       dev is too small to choose by: the last epoch stands; settings are chosen by
+                 two-fold cross-validation over the rows of train and dev, and then all of these
+                 are trained on, but for --train-only
     """
 
     name: str
@@ -105,13 +106,24 @@ class Suite:
         return results
 
     def search(self, methods: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-        """Each setting of the grids: its score on dev, the mean over `searched`, seed 0."""
+        """Each setting of the grids: its score on held-out rows, the mean over `searched`."""
         found: dict[str, Any] = {}
+        folds, score = ((0, 1), self.metric) if self.joined else ((None,), "dev")
         for method in methods:
-            for settings in self.grids[method]:
-                runs = [self.cached(lang, method, settings, 0, options) for lang in self.searched]
-                score = round(float(np.mean([run["dev"] for run in runs])), 5)
-                found.setdefault(method, []).append({"lr": settings.get("lr"), "dev": score})
+            grid = self.grids[method]
+            for settings in grid:
+                runs = [
+                    self.cached(lang, method, settings, 0, options, fold)
+                    for lang in self.searched
+                    for fold in folds
+                ]
+                differing = {
+                    name: value
+                    for name, value in settings.items()
+                    if any(other.get(name) != value for other in grid)
+                }
+                held_out = round(float(np.mean([run[score] for run in runs])), 5)
+                found.setdefault(method, []).append({**differing, "held_out": held_out})
                 print(method, found[method][-1], file=sys.stderr)
         return found
 
@@ -122,14 +134,19 @@ class Suite:
         settings: Mapping[str, Any],
         seed: int,
         options: argparse.Namespace,
+        fold: int | None = None,
     ) -> dict[str, Any]:
-        """The result of a run, from the cache where it stands there."""
-        joined = self.joined and not (options.search or options.train_only)
+        """The result of a run, from the cache where it stands there.
+
+        With `fold`, 0 or 1, one half of train's and dev's rows is trained on, the other scored.
+        """
+        joined = fold is None and self.joined and not options.train_only
+        part = joined if fold is None else f"fold {fold}"
         files = self.splits(options.data, lang)
         trained = [*files["train"], *files["dev"]]
 
         def place(lang: str, test: Sequence[Path]) -> Path:
-            run_by = [adaptx.__version__, ENCODER, settings, *([joined] if self.joined else [])]
+            run_by = [adaptx.__version__, ENCODER, settings, *([part] if self.joined else [])]
             digest = hashlib.sha256(json.dumps(run_by, sort_keys=True).encode())
             for file in (*trained, *test):
                 if not file.is_file():
@@ -148,7 +165,8 @@ class Suite:
             }
             paths = {other: place(other, test) for other, test in tests.items()}
             started = time.perf_counter()
-            results = self.run(files, tests, f"{lang}-{method}", method, settings, seed, joined)
+            name = f"{lang}-{method}"
+            results = self.run(files, tests, name, method, settings, seed, joined, fold)
             print(f"… {time.perf_counter() - started:.0f} s with its scores", file=sys.stderr)
             options.cache.mkdir(parents=True, exist_ok=True)
             for other, result in results.items():
@@ -167,8 +185,11 @@ class Suite:
         settings: Mapping[str, Any],
         seed: int,
         joined: bool,
+        fold: int | None,
     ) -> dict[str, dict[str, Any]]:
-        """Train once, to the best epoch on dev (`joined`: on dev too); count on each test set."""
+        """Train once, to the best epoch on dev (`joined`: on dev too); count on each test set (with
+        `fold`: on the half that wasn't trained on).
+        """
         from peft import LoraConfig
 
         task, settings = self.task(), dict(settings)
@@ -176,6 +197,11 @@ class Suite:
         loaded = {lang: self.load(test, "test") for lang, test in tests.items()}
         if joined:
             train, dev = train + dev, []
+        elif fold is not None:
+            every = train + dev
+            order = np.random.default_rng(0).permutation(len(every))
+            halves = [[every[i] for i in order[start::2]] for start in (fold, 1 - fold)]
+            train, dev, loaded = halves[0], [], dict.fromkeys(tests, halves[1])
         lora = settings.pop("lora", None)
         config = LoraConfig(**lora) if lora else None
         if method == "full":

@@ -22,10 +22,10 @@ from adaptx.cli.opening import open_together
 from adaptx.cli.run import run
 from adaptx.data.read import read_examples
 from adaptx.errors import OptionError, ParityError
+from adaptx.machine import cores
 from adaptx.onnx.vocabulary import MARGIN, Cut, cut
 from adaptx.runtime import Runtime
 from adaptx.runtime.bench import bench
-from adaptx.runtime.sessions import cores
 from adaptx.runtime.verify import verify
 
 

@@ -21,6 +21,7 @@ import onnxruntime
 import adaptx as ax
 from adaptx.cli.opening import open_adapter
 from adaptx.cli.run import run
+from adaptx.runtime.sessions import EXACT
 
 SHAPES = ((1, 16), (8, 32), (32, 48))  # rows x tokens
 
@@ -52,6 +53,7 @@ def timings(folder: Path, threads: int, vocabulary: int) -> dict[str, float]:
     """Median ms of a call at each shape, after warming up."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
+    settings.add_session_config_entry(EXACT, "1")
     session = onnxruntime.InferenceSession(
         str(folder / "model.onnx"), settings, providers=["CPUExecutionProvider"]
     )

@@ -24,6 +24,7 @@ LAYERS = {
     "errors": 0,
     "storage": 1,
     "hub": 1,
+    "machine": 1,
     "data": 2,
     "tasks": 3,
     "encoder": 4,
@@ -35,7 +36,7 @@ LAYERS = {
 ALLOWED = {
     part: {other for other in LAYERS if LAYERS[other] <= layer} for part, layer in LAYERS.items()
 }
-ALLOWED["runtime"] = {"errors", "storage", "hub", "data", "tasks", "adapters", "runtime"}
+ALLOWED["runtime"] = {"errors", "storage", "hub", "machine", "data", "tasks", "adapters", "runtime"}
 ALLOWED["onnx"] = {*LAYERS, "onnx", "runtime"} - {"training"}
 ALLOWED["cli"] = {*LAYERS, "onnx", "runtime", "cli", "adaptx"}
 ALLOWED["__main__"] = {"cli"}

@@ -50,9 +50,9 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
     """Time a bundle with adapters mixed, one and none, and merged models beside it."""
+    from adaptx.machine import cores
     from adaptx.runtime.bench import bench, check_plot
     from adaptx.runtime.bench import plot as draw
-    from adaptx.runtime.sessions import cores
 
     if plot:
         check_plot()

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adaptx import __version__, storage
+from adaptx import __version__, machine, storage
 
 EXTRAS = {  # in the order of the pipeline; what each is for
     "": "running exported models",
@@ -108,7 +108,7 @@ def _belongs(requirement: Any, extra: str) -> bool:
 
 def threads(torch: Any) -> Check:
     """Cores, and how many of them torch takes."""
-    cores, asked = usable_cores(), os.environ.get("OMP_NUM_THREADS")
+    cores, asked = machine.cores(), os.environ.get("OMP_NUM_THREADS")
     said = f"{cores} cores, OMP_NUM_THREADS {asked or 'not set'}"
     if torch is not None:
         said += f", torch takes {torch.get_num_threads()}"
@@ -145,13 +145,13 @@ def number_formats(torch: Any) -> Check:
     if torch is not None and torch.cuda.is_available():
         has = "has" if torch.cuda.is_bf16_supported() else "lacks"
         return Check("bf16 and int8", "ok", f"the GPU {has} bf16")
-    flags = _cpu_flags()
+    flags = machine.flags()
     if flags is None:
         return Check("bf16 and int8", "ok", "can't be told on this system")
-    bf16 = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
-    int8 = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm") if name in flags]
+    bf16 = [name for name in machine.BF16 if name in flags]
+    int8 = [name for name in machine.INT8 if name in flags]
     trains = f"fast ({bf16[0]}): --precision bf16 pays" if bf16 else "not fast: train in fp32"
-    serves = f"fast ({int8[0]})" if int8 else "slow, and less exact (no VNNI)"
+    serves = f"fast ({int8[0]})" if int8 else "slower (no VNNI: products take care not to overflow)"
     said = f"bf16 {trains}; int8 {serves}"
     return Check("bf16 and int8", "ok", said)
 
@@ -232,13 +232,6 @@ def encoders(torch: Any) -> Check:
     return Check(name, "ok", "none so far", "pip install 'adaptx[bundled]'")
 
 
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _torch() -> tuple[Any, Check | None]:
     """The torch module (None without it), and what is wrong where it can't be imported."""
     if _version("torch") is None:
@@ -255,11 +248,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_flags() -> set[str] | None:
-    lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", _text("/proc/cpuinfo"), re.M)
-    return set(lines[0].split()) if lines else None
 
 
 def _text(path: str) -> str:

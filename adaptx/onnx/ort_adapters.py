@@ -36,6 +36,7 @@ from adaptx.onnx.graph import Graph, save
 from adaptx.runtime.head import Head
 from adaptx.runtime.layout import HIDDEN, IDS, INPUT_IDS, MASK, MEAN, MODEL, TOKENIZER, BankSpec
 from adaptx.runtime.rows import bank_rows
+from adaptx.runtime.sessions import EXACT
 from adaptx.tasks.base import TOKENS
 
 if TYPE_CHECKING:
@@ -268,6 +269,7 @@ def _session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns of every input with a default
+    options.add_session_config_entry(EXACT, "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -358,6 +360,7 @@ def _readme(adapters: Sequence[Adapter], about: Mapping[str, Mapping[str, Any]])
         "",
         "quiet = ort.SessionOptions()",
         "quiet.log_severity_level = 3  # it warns of every input with a default",
+        f'quiet.add_session_config_entry("{EXACT}", "1")  # int8 without VNNI',
         'encoder = ort.InferenceSession(folder / "model.onnx", quiet)',
         *['head = ort.InferenceSession(folder / about["head"])'] * headed,
         "options = ort.RunOptions()",

@@ -19,6 +19,7 @@ from adaptx.data.windows import Input, whole
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import ParityError
 from adaptx.evaluation.metrics import task_scores
+from adaptx.runtime.sessions import EXACT
 from adaptx.runtime.verify import BOUNDS, Bounds, compare_outputs, failures
 from adaptx.tasks.base import title
 
@@ -55,6 +56,7 @@ class MergedSession:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry(EXACT, "1")
         self.session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )

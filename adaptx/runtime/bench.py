@@ -18,9 +18,10 @@ import numpy as np
 
 from adaptx import storage
 from adaptx.errors import FolderError, MissingExtra, OptionError
+from adaptx.machine import cores
 from adaptx.runtime.layout import INPUT_IDS, MASK, MODEL
 from adaptx.runtime.runtime import Runtime
-from adaptx.runtime.sessions import cores
+from adaptx.runtime.sessions import EXACT
 
 SHAPES = ((1, 16), (8, 32), (32, 48))  # rows x tokens
 ROUNDS = 5
@@ -169,6 +170,7 @@ def _session(folder: Path, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(EXACT, "1")
     if threads != cores():  # else onnxruntime's own choice
         options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])

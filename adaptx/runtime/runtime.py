@@ -22,10 +22,12 @@ import numpy as np
 from adaptx import storage
 from adaptx.adapters.folder import read_facts
 from adaptx.data.encode import TextEncoder, check_texts
-from adaptx.data.windows import Input, Window, whole
+from adaptx.data.windows import Input, Window
 from adaptx.errors import FolderError, OptionError, choices
+from adaptx.machine import cores
 from adaptx.runtime.answers import AdapterInfo, Answer
-from adaptx.runtime.bank import Chunk, LiveBank, Place
+from adaptx.runtime.bank import LiveBank, Place
+from adaptx.runtime.forward import Forward
 from adaptx.runtime.layout import (
     ADAPTERS,
     CHECK,
@@ -38,10 +40,10 @@ from adaptx.runtime.layout import (
 )
 from adaptx.runtime.loading import load
 from adaptx.runtime.pool import Counts, Known, Pool, Resident
+from adaptx.runtime.reading import plain_ids, refuse_cut, windows_of
 from adaptx.runtime.saturation import Check
-from adaptx.runtime.sessions import MicroBatch, Sessions, cores
+from adaptx.runtime.sessions import Sessions
 from adaptx.tasks import Task
-from adaptx.tasks.base import TOKENS
 
 SLOTS = 32  # of a chunk of the bank
 TOO_LONG = ("truncate", "refuse")
@@ -66,6 +68,8 @@ class Runtime:
     ):
         self.folder, self.facts, self.text = folder, facts, text
         self._sessions, self.pool = sessions, pool
+        self._forward = Forward(text, sessions, pool.bank.nothing)
+        self._forward = Forward(text, sessions, pool.bank.nothing)
         self._check = Check(folder, facts) if (folder / CHECK).is_file() else None
         self._checking = threading.Lock()
 
@@ -173,13 +177,13 @@ class Runtime:
         names = self._names(len(texts), adapter, language)
         with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
-            windows = self._windows(texts, rows, max_length)
+            windows = windows_of(self.text, self.facts.prefix, texts, rows, max_length)
             if too_long == "refuse":
-                _refuse_cut(windows)
+                refuse_cut(windows)
             # (row, number of its window), one after another
             places = [(i, n) for i, its in enumerate(windows) for n in range(len(its))]
             ids = [windows[i][n].ids for i, n in places]
-            states = iter(self._states(ids, [rows[i] for i, _ in places]))
+            states = iter(self._forward.states(ids, [rows[i] for i, _ in places]))
             return [
                 _answer(one, name, row, its, [next(states) for _ in its])
                 for one, name, row, its in zip(texts, names, rows, windows, strict=True)
@@ -199,8 +203,8 @@ class Runtime:
         names = self._names(len(texts), adapter, None)
         with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
-            ids = self._plain_ids(texts, rows, max_length)
-            return self._stacked(self._states(ids, rows, tokens=False))
+            ids = plain_ids(self.text, self.facts.prefix, texts, rows, max_length)
+            return self._stacked(self._forward.states(ids, rows, tokens=False))
 
     def _stacked(self, vectors: list[np.ndarray]) -> np.ndarray:
         none = np.zeros((0, self.facts.hidden_size), np.float32)
@@ -216,7 +220,7 @@ class Runtime:
         names = self._names(len(ids), adapter, None)
         with self.pool.lease([name for name in names if name is not None]) as held:
             rows = [held[name] if name is not None else None for name in names]
-            states = self._states(ids, rows)
+            states = self._forward.states(ids, rows)
             return self._stacked([state for one in states for state in np.atleast_2d(one)])
 
     def has_head(self, name: str) -> bool:
@@ -322,133 +326,6 @@ class Runtime:
             f"There is no adapter for the language {language!r}; there is "
             f"{choices(there) or 'none'}."
         )
-
-    def _plain_ids(
-        self, texts: Sequence[str], rows: Sequence[Resident | None], max_length: int | None
-    ) -> list[list[int]]:
-        """The token ids of each text in one window, whatever its adapter's task."""
-        groups: dict[tuple[int | None, str], list[int]] = {}
-        for i, row in enumerate(rows):
-            prefix = row.loaded.facts.prefix if row else self.facts.prefix
-            groups.setdefault((_limit(row, max_length), prefix), []).append(i)
-        found: list[list[int]] = [[]] * len(texts)
-        for (limit, prefix), places in groups.items():
-            ids = self.text.ids([prefix + texts[i] for i in places], limit)
-            for i, tokens in zip(places, ids, strict=True):
-                found[i] = tokens
-        return found
-
-    def _windows(
-        self, texts: Sequence[Input], rows: Sequence[Resident | None], max_length: int | None
-    ) -> list[list[Window]]:
-        """The windows of each text, as its own adapter's task reads it."""
-        groups: dict[tuple[int | None, str, Task | None], list[int]] = {}
-        for i, row in enumerate(rows):
-            prefix = row.loaded.facts.prefix if row else self.facts.prefix
-            task = row.loaded.task if row else None
-            if task is not None and type(task).windows is Task.windows:
-                task = None  # it reads a text as it stands: such rows are tokenized together
-            groups.setdefault((_limit(row, max_length), prefix, task), []).append(i)
-        found: list[list[Window]] = [[]] * len(texts)
-        for (limit, prefix, task), places in groups.items():
-            inputs = [texts[i] for i in places]
-            if task is not None:
-                made = task.windows(self.text, prefix, inputs, limit)
-            else:
-                made = [[window] for window in whole(self.text, prefix, inputs, limit)]
-            for i, windows in zip(places, made, strict=True):
-                found[i] = windows
-        return found
-
-    def _states(
-        self,
-        ids: Sequence[Sequence[int]],
-        rows: Sequence[Resident | None],
-        *,
-        tokens: bool = True,
-    ) -> list[np.ndarray]:
-        """What each row's head reads, fp32: a vector `[H]`, or all its tokens' `[S, H]`.
-
-        Without `tokens` those have their mean instead.
-        """
-        poolings = [row.loaded.pooling if row else "mean" for row in rows]
-        if not tokens:
-            poolings = ["mean" if pooling == TOKENS else pooling for pooling in poolings]
-        nothing = self.pool.bank.nothing
-        if len(ids) == 1 and len(ids[0]) > 1:  # nothing to sort, pad or share out: 0.1 ms less
-            return [self._lone(ids[0], rows[0], poolings[0], nothing)]
-        places = [row.place if row else None for row in rows]
-        fallback = next((place.chunk for place in places if place), nothing)
-        groups: dict[int, list[int]] = {}
-        chunks = {}
-        for i, place in enumerate(places):  # a row without an adapter joins any chunk
-            chunk = place.chunk if place else fallback
-            chunks[id(chunk)] = chunk
-            groups.setdefault(id(chunk), []).append(i)
-        batches, members = [], []
-        for key, group in groups.items():
-            order = sorted(group, key=lambda i: -len(ids[i]))
-            start = 0
-            while start < len(order):
-                size = self._sessions.rows_at_once(len(ids), len(ids[order[start]]))
-                taken = order[start : start + size]
-                start += size
-                # A product with one token alone sums in another order than one with more.
-                batch = self.text.batch(ids, taken, least=2)
-                slots = [place.slot if (place := places[i]) else 0 for i in taken]
-                hidden_too = any(poolings[i] != "mean" for i in taken)
-                batches.append(
-                    MicroBatch(
-                        batch.input_ids,
-                        batch.attention_mask,
-                        np.array(slots, np.int64),
-                        chunks[key],
-                        hidden_too,
-                    )
-                )
-                members.append(taken)
-        found = [np.empty(0, np.float32)] * len(ids)
-        for taken, (mean, hidden) in zip(members, self._sessions.run(batches), strict=True):
-            for at, i in enumerate(taken):
-                found[i] = _taken(poolings[i], mean, hidden, at, len(ids[i]))
-        return found
-
-    def _lone(
-        self, ids: Sequence[int], row: Resident | None, pooling: str, nothing: Chunk
-    ) -> np.ndarray:
-        """A single row's states, as in `_states`."""
-        place = (row.place if row else None) or Place(nothing, 0)
-        ids_1S = np.array([ids], np.int64)
-        slot = np.array([place.slot], np.int64)
-        batch = MicroBatch(ids_1S, np.ones_like(ids_1S), slot, place.chunk, pooling != "mean")
-        ((mean, hidden),) = self._sessions.run([batch])
-        return _taken(pooling, mean, hidden, 0, len(ids))
-
-
-def _taken(
-    pooling: str, mean_BH: np.ndarray, hidden_BSH: np.ndarray | None, row: int, tokens: int
-) -> np.ndarray:
-    """A row's states by its pooling, padding taken away."""
-    if pooling == "mean" or hidden_BSH is None:
-        return mean_BH[row]
-    return hidden_BSH[row, 0] if pooling == "cls" else hidden_BSH[row, :tokens]
-
-
-def _limit(row: Resident | None, max_length: int | None) -> int | None:
-    """The tokens that are read at most; None: the encoder's own limit."""
-    own = row.loaded.facts.max_length if row else None
-    limits = [limit for limit in (own, max_length) if limit is not None]
-    return min(limits) if limits else None
-
-
-def _refuse_cut(windows: Sequence[Sequence[Window]]) -> None:
-    for place, its in enumerate(windows, 1):
-        for window in its:
-            if window.cut:
-                raise OptionError(
-                    f"Text {place} is {window.cut} tokens longer than the {len(window.ids)} that "
-                    f"are read: shorten it, or let it be cut (too_long='truncate')."
-                )
 
 
 def _info(name: str, known: Known, resident: Resident | None) -> AdapterInfo:

@@ -7,8 +7,8 @@ import pytest
 
 import adaptx as ax
 from adaptx.errors import FolderError, MissingExtra, OptionError, OutputExists
+from adaptx.machine import cores
 from adaptx.runtime.bench import thread_counts
-from adaptx.runtime.sessions import cores
 from tests.cli.test_adapters import adaptx
 
 QUICK = ["--threads", "1", "--rounds", "1"]

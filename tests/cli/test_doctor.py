@@ -36,9 +36,9 @@ def doctor(*options, python=(), **environment):
 
 
 def cores():
-    from adaptx.cli.checks import usable_cores
+    from adaptx import machine
 
-    return str(usable_cores())
+    return str(machine.cores())
 
 
 def test_it_looks_at_everything_and_says_versions():

@@ -24,6 +24,7 @@ from adaptx.errors import (
 from adaptx.onnx.bundle import MAX_DROP
 from adaptx.runtime.layout import read_bundle
 from adaptx.runtime.runtime import Runtime
+from adaptx.runtime.sessions import EXACT
 from tests.cli.conftest import TASK
 from tests.cli.test_adapters import adaptx
 from tests.conftest import SAMPLE
@@ -116,7 +117,9 @@ def test_ort_adapters_are_written_beside_the_bundle(small, three, tmp_path, caps
     assert f"Wrote {beside}" in capsys.readouterr().out
     assert sorted(path.name for path in beside.glob("*.onnx_adapter")) == ["sw.onnx_adapter"]
     about = storage.read_manifest(beside, "ort-adapters")["adapters"]["sw"]
-    session = onnxruntime.InferenceSession(str(beside / "model.onnx"))
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry(EXACT, "1")
+    session = onnxruntime.InferenceSession(str(beside / "model.onnx"), settings)
     head = onnxruntime.InferenceSession(str(beside / about["head"]))
     active, options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
     active.Load(str(beside / about["adapter"]))

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from peft import LoraConfig
@@ -13,6 +14,7 @@ from adaptx.errors import DataError, FingerprintError, OptionError, OutputExists
 from adaptx.onnx import merged as module
 from adaptx.onnx.parity import MergedSession, compare, torch_logits
 from adaptx.onnx.probe_texts import PROBE_TEXTS
+from adaptx.runtime.sessions import EXACT
 from adaptx.runtime.verify import BOUNDS, Bounds
 from tests.conftest import SAMPLE
 
@@ -32,7 +34,9 @@ def ort_model(folder):
     from optimum.onnxruntime import ORTModelForSequenceClassification
     from transformers import AutoTokenizer
 
-    model = ORTModelForSequenceClassification.from_pretrained(folder)
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry(EXACT, "1")
+    model = ORTModelForSequenceClassification.from_pretrained(folder, session_options=settings)
     return model, AutoTokenizer.from_pretrained(folder)
 
 

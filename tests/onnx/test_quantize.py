@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,6 +21,7 @@ from adaptx.onnx.quantize import (
     with_saturation,
 )
 from adaptx.runtime.layout import IDS, INPUT_IDS, MASK, SATURATION
+from adaptx.runtime.sessions import open_session
 from tests.encoder.families import write_encoder
 
 ROWS, WIDTH = 60, 48
@@ -40,12 +40,7 @@ def outlying(rows=ROWS, seed=1):
 
 
 def run(model, **feeds):
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, feeds)
+    return open_session(model.SerializeToString(), 2).run(None, feeds)
 
 
 def begin(g):
@@ -114,7 +109,8 @@ def test_the_error_that_is_said_is_the_products_own():
     x = outlying()
     model, errors = small(products(weights=1, bias=False), x)
     (found,), (exact,) = run(model, x=x), run(products(weights=1, bias=False), x=x)
-    assert errors[X] == pytest.approx(np.square(found - exact).mean() / np.square(exact).mean())
+    error = np.square(found - exact).mean() / np.square(exact).mean()
+    assert errors[X] == pytest.approx(error, rel=1e-5)  # fp32 products of two libraries
 
 
 def test_an_input_of_several_products_is_quantized_once():

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from peft import LoraConfig
@@ -14,6 +13,7 @@ from adaptx.encoder.encoder import Encoder
 from adaptx.onnx.build import build
 from adaptx.onnx.probe_texts import PROBE_TEXTS
 from adaptx.onnx.quantize import calibrate, inputs_of_products, quantize
+from adaptx.runtime.sessions import open_session
 from tests.adapters.peft_oracle import inputs
 from tests.encoder.families import CONFIGS, write_encoder
 
@@ -89,11 +89,7 @@ def built(request, small_folders, tmp_path_factory):
 
 
 def session(model):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_session(model.SerializeToString(), 2)
 
 
 def check_against_torch(session, built, ids, mask, slots, route):

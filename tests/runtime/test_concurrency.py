@@ -118,7 +118,7 @@ def test_a_removed_adapter_answers_those_who_asked_before_and_keeps_its_slot(
             for name, rows in before.items():
                 assert np.array_equal(place.chunk.arrays[name][place.slot], rows)
             ids = runtime.text.ids(["query: " + text for text in TEXTS])
-            found = runtime._states(ids, [held["more-1"]] * len(ids))
+            found = runtime._forward.states(ids, [held["more-1"]] * len(ids))
             assert np.array_equal(np.stack(found), oracle["more-1"])
         assert place.slot in place.chunk.free
         other = acting(encoder, "more-1", 77, 8, language="xh")  # another of its name
