@@ -22,7 +22,7 @@ from adaptx.data.records import Example
 from adaptx.tasks import Classification
 from benchmarks.scored import LORA, Suite
 
-COMMON = {"epochs": 6, "batch_size": 16, "precision": "bf16", "metric": "weighted_f1"}
+COMMON = {"epochs": 6, "batch_size": 16, "precision": "auto", "metric": "weighted_f1"}
 
 
 def splits(data: Path, lang: str) -> Mapping[str, Sequence[Path]]:

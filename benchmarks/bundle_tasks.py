@@ -215,7 +215,7 @@ def trained(encoder: ax.Encoder, name: str, rows: Sequence[Any], cache: Path) ->
         "epochs": part.epochs,
         "lr": part.lr,
         "batch_size": part.batch_size,
-        "precision": "bf16",
+        "precision": "auto",
     }
     without_places = [replace(row, path="", line=0) for row in rows]
     about = repr([encoder.fingerprint, part.task, settings, without_places]).encode()

@@ -20,7 +20,7 @@ from adaptx.encoder.encoder import Encoder
 ENCODER = "bundled:multilingual-e5-small"
 LABELS = tuple(f"label {i}" for i in range(7))
 TRAINED = ("swh_Latn", "hau_Latn", "yor_Latn", "amh_Ethi", "eng_Latn")
-TRAINING = {"epochs": 7, "batch_size": 16, "precision": "bf16", "lr": 5e-4, "seed": 0}
+TRAINING = {"epochs": 7, "batch_size": 16, "precision": "auto", "lr": 5e-4, "seed": 0}
 
 
 def config(rank: int = 8) -> LoraConfig:

@@ -23,7 +23,7 @@ from adaptx.data.records import Tagged
 from adaptx.tasks import TokenClassification
 from benchmarks.scored import LORA, Suite
 
-COMMON = {"epochs": 10, "batch_size": 16, "precision": "bf16"}
+COMMON = {"epochs": 10, "batch_size": 16, "precision": "auto"}
 
 
 def splits(data: Path, lang: str) -> Mapping[str, Sequence[Path]]:

@@ -40,7 +40,7 @@ TASKS: dict[str, tuple[Suite, str]] = {
     "sentiment": (AFRISENTI, "swa"),
 }
 GRID = [
-    {"epochs": 8, "batch_size": 32, "precision": "bf16", "lora": LORA, "lr": lr, "sampling": kind}
+    {"epochs": 8, "batch_size": 32, "precision": "auto", "lora": LORA, "lr": lr, "sampling": kind}
     for lr in (1e-3, 5e-4)
     for kind in ("temperature", "proportional")
 ]

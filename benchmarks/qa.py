@@ -28,7 +28,7 @@ from adaptx.tasks import QuestionAnswering
 from benchmarks.scored import LORA, Suite
 
 SHARES = {"train": 0.4, "dev": 0.1, "test": 0.5}
-COMMON = {"epochs": 5, "batch_size": 8, "precision": "bf16"}
+COMMON = {"epochs": 5, "batch_size": 8, "precision": "auto"}
 
 
 def splits(data: Path, lang: str) -> Mapping[str, Sequence[Path]]:

@@ -27,7 +27,7 @@ from adaptx.tasks import Retrieval
 from benchmarks.scored import LORA, Suite
 
 SIB200 = {"swh": "swh_Latn", "amh": "amh_Ethi", "xho": "xho_Latn"}
-COMMON = {"epochs": 3, "batch_size": 32, "precision": "bf16", "metric": "dev_loss"}
+COMMON = {"epochs": 3, "batch_size": 32, "precision": "auto", "metric": "dev_loss"}
 
 
 def splits(data: Path, lang: str) -> Mapping[str, Sequence[Path]]:

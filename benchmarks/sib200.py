@@ -25,7 +25,7 @@ from adaptx.data.records import Example
 from adaptx.tasks import Classification
 from benchmarks.scored import LORA, Suite
 
-COMMON = {"epochs": 7, "batch_size": 16, "precision": "bf16"}
+COMMON = {"epochs": 7, "batch_size": 16, "precision": "auto"}
 
 
 def splits(data: Path, lang: str) -> Mapping[str, Sequence[Path]]:

@@ -55,7 +55,7 @@ def main() -> None:
         epochs=options.epochs,
         lr=1e-3,
         batch_size=8,
-        precision="bf16",
+        precision="auto",
         accelerator=accelerator,
     )
     if not accelerator.is_main_process:

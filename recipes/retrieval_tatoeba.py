@@ -51,7 +51,7 @@ def main() -> None:
         epochs=options.epochs,
         lr=5e-4,
         batch_size=32,
-        precision="bf16",
+        precision="auto",
         metric="dev_loss",
         accelerator=accelerator,
     )

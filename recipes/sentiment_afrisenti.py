@@ -52,7 +52,7 @@ def main() -> None:
         epochs=options.epochs,
         lr=5e-4,
         batch_size=16,
-        precision="bf16",
+        precision="auto",
         metric="weighted_f1",
         accelerator=accelerator,
     )

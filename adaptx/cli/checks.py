@@ -150,7 +150,7 @@ def number_formats(torch: Any) -> Check:
         return Check("bf16 and int8", "ok", "can't be told on this system")
     bf16 = [name for name in machine.BF16 if name in flags]
     int8 = [name for name in machine.INT8 if name in flags]
-    trains = f"fast ({bf16[0]}): --precision bf16 pays" if bf16 else "not fast: train in fp32"
+    trains = f"fast ({bf16[0]}): --precision bf16 pays" if bf16 else "slow: train in fp32"
     serves = f"fast ({int8[0]})" if int8 else "slower (no VNNI: products take care not to overflow)"
     said = f"bf16 {trains}; int8 {serves}"
     return Check("bf16 and int8", "ok", said)

@@ -58,11 +58,12 @@ class Method(str, Enum):
 
 
 class Precision(str, Enum):
-    """The number format of the forward pass."""
+    """The number format of the forward pass; auto: bf16 where the device multiplies in it."""
 
     no = "no"
     bf16 = "bf16"
     fp16 = "fp16"
+    auto = "auto"
 
 
 def train(

@@ -50,7 +50,8 @@ def tune(
     ] = None,
     slots: Annotated[int, typer.Option("--slots", help="Trials that train at a time.")] = 8,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="no or bf16.", show_default="accelerate's")
+        str | None,
+        typer.Option("--precision", help="no, bf16 or auto.", show_default="accelerate's"),
     ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,

@@ -56,8 +56,8 @@ def train_many(
 ) -> Trained:
     """Train members together, at most `slots` at a time, in one process.
 
-    `precision` is "no" or "bf16"; `runs` is a folder for a run of each; `done` is given each
-    adapter as soon as it is finished. A member that diverges is dropped, and the others go on.
+    `precision` is "no", "bf16" or "auto"; `runs` is a folder for a run of each; `done` is given
+    each adapter as soon as it is finished. A member that diverges is dropped, and the others go on.
     Raises OptionError, before any training, that says of each member what is wrong with it.
     """
     from adaptx.training.train import accelerator_for

@@ -1,7 +1,7 @@
 """The file of a job with many adapters, YAML or JSON. No torch here.
 
     slots: 8                      # how many train at a time
-    precision: bf16               # "no" or "bf16"
+    precision: bf16               # "no", "bf16" or "auto"
     defaults:                     # of every adapter below
       lora: {r: 16, target_modules: all-linear}
       epochs: 10

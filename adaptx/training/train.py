@@ -23,6 +23,7 @@ from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, TrainingInterrupted, choices
 from adaptx.evaluation.metrics import task_scores
+from adaptx.machine import has_bf16
 from adaptx.tasks import Classification, Task
 from adaptx.training.average import Average
 from adaptx.training.checkpoint import Checkpoint
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from peft import PeftConfig
 
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = ("no", "bf16", "fp16", "auto")
 
 
 def train(
@@ -73,7 +74,8 @@ def train(
     encoder; None is a probe, a head alone: solved for classification, trained for other tasks.
     `train` and `dev` are files (see adaptx.data.read) or records of the task's; without `dev` the
     last epoch is kept. What is kept are averaged weights (adaptx.training.average). `precision` is
-    "no", "bf16" or "fp16" for the forward pass; None takes what `accelerate launch` says.
+    "no", "bf16" or "fp16" for the forward pass, or "auto": bf16 where the device multiplies in it,
+    else "no"; None takes what `accelerate launch` says.
     `checkpointing` recomputes activations to save memory. `fast` takes the fast path where it fits
     (adaptx.training.fast); without it the encoder's own modules run, and nothing is fused. `run`
     is a new folder for a log (see adaptx.training.runs), and `trackers` are names that Accelerate
@@ -292,6 +294,8 @@ def accelerator_for(
 
     if precision is not None and precision not in PRECISIONS:
         raise OptionError(f"precision={precision!r} is none of {choices(PRECISIONS)}.")
+    if precision == "auto":
+        precision = "bf16" if _multiplies_in_bf16() else "no"
     check_launch()
     AcceleratorState._reset_state()  # what an earlier training in this process asked for
     try:
@@ -301,3 +305,14 @@ def accelerator_for(
             )
     except ValueError as error:
         raise OptionError(f"Accelerate refuses precision={precision!r}: {error}") from error
+
+
+def _multiplies_in_bf16() -> bool:
+    """Whether the device that Accelerate will take has instructions for bf16: without them, fp32 is
+    several times as fast.
+    """
+    from accelerate.utils import parse_flag_from_env
+
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return has_bf16()

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from peft import LoraConfig
 
 import adaptx as ax
+from adaptx import machine
 from adaptx.data.read import Example, read_examples
 from adaptx.errors import DataError, OptionError, SiteError, TrainingDiverged
 from adaptx.training.runs import read_log, read_run
@@ -237,8 +238,9 @@ def test_data_is_checked_before_any_work(small):
 
 
 def test_a_trainings_precision_is_its_own(small):
-    said = [fit(small, **o).facts.training["precision"] for o in ({"precision": "bf16"}, {})]
-    assert said == ["bf16", "no"]
+    given = ({"precision": "bf16"}, {}, {"precision": "auto"})
+    said = [fit(small, **options).facts.training["precision"] for options in given]
+    assert said == ["bf16", "no", "bf16" if machine.has_bf16() else "no"]
 
 
 def test_an_accelerator_of_ones_own_keeps_nothing_of_a_training(small):
