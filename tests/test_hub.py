@@ -84,6 +84,7 @@ print(json.dumps([same, encoder.fingerprint, newest.fingerprint]))
 """
 
 
+@pytest.mark.slow
 def test_what_was_pushed_comes_back_equal_with_its_encoder_also_offline(
     hub, small, folders, tmp_path
 ):

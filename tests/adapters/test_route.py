@@ -18,6 +18,8 @@ from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError
 from tests.adapters.peft_oracle import inputs
 
+EXPORTED = ["bert", "distilbert", "deberta-v2", "modernbert"]
+
 
 def acting(encoder, seed, rank=4, targets="all-linear"):
     config = LoraConfig(r=rank, init_lora_weights=False, target_modules=targets)
@@ -116,8 +118,14 @@ class Exported(nn.Module):
         return self.encoder.hidden(input_ids, attention_mask, Route(bank, adapter_ids))
 
 
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-@pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "modernbert"])
+@pytest.mark.parametrize(
+    ("family", "dynamo"),
+    [
+        *[(family, False) for family in EXPORTED],
+        ("bert", True),
+        *[pytest.param(family, True, marks=pytest.mark.slow) for family in EXPORTED[1:]],
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_the_route_survives_both_onnx_exporters(small_folders, tmp_path, family, dynamo):
     small = Encoder.from_pretrained(small_folders[family])

@@ -104,6 +104,7 @@ def test_a_probe_exports_too(small, tmp_path):
     assert report["agreement"] == 1.0
 
 
+@pytest.mark.slow
 def test_int8_is_a_quarter_of_the_size_and_close(encoder, tmp_path):
     """On the real encoder: random weights have no outliers, and would prove nothing."""
     adapter = acting(encoder)

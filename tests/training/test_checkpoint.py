@@ -208,7 +208,10 @@ def test_resume_needs_a_run(small):
         fit(small, resume=True)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_the_command_ends_with_the_signals_code_and_goes_on(small_folders, tmp_path, number, code):
     command = [
         sys.executable, "-m", "adaptx", "train", "--encoder", str(small_folders["bert"]),

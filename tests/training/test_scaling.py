@@ -124,6 +124,7 @@ def test_bf16_and_a_probe_first_work_in_two_processes(
         same(rank, wanted, rel)
 
 
+@pytest.mark.slow
 def test_more_processes_than_rows_of_a_batch_train_like_one(small_folders, tmp_path):
     """Batches of one row: one of the two processes has none, at every step."""
     options = {"rows": 30, "batch_size": 1, "dev": None, "epochs": 1}
