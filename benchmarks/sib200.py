@@ -3,10 +3,11 @@
 Data      SIB-200 (Adelani et al. 2024, arXiv 2309.07445), 701/99/204 rows a language, 7 labels, in
           DATA/sib200/<language>/{train,dev,test}.tsv; DATA is --data or $ADAPTX_DATA. Any of its
           languages can be named.
-Search    the grids below: two learning rates for LoRA and two for full fine-tuning, each scored on
-          the dev rows of `searched` with seed 0; the best mean is in `chosen`. The probe chooses
-          its regularization among 13 values by cross-validation. No epoch is chosen: 99 dev rows
-          can't tell epochs apart, and the last one's averaged weights stand.
+Search    the grids below: two learning rates for LoRA and two for full fine-tuning, each scored by
+          two-fold cross-validation over train and dev of `searched`, seed 0; the best mean is in
+          `chosen`. The probe chooses its regularization among 13 values by cross-validation. No
+          epoch is chosen: 99 dev rows can't tell epochs apart, the last one's averaged weights
+          stand.
 Fit       With the chosen settings every method is trained on the rows of train and dev together:
           the choice is made, and 99 rows more matter beside 701. --train-only leaves them out.
 Score     accuracy on test. A probe's optimum is one, so it has one seed.

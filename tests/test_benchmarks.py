@@ -42,11 +42,12 @@ def test_the_sib200_benchmark_prints_json_and_goes_on_from_its_cache(tmp_path):
         ("afya", f"Daktari wa {name} alimpa mgonjwa dawa mpya")
         for name in ("Mwanza", "Arusha", "Tanga", "Dodoma", "Moshi", "Lindi", "Mbeya", "Songea")
     ]
-    folder = tmp_path / "data" / "sib200" / "swh_Latn"
-    folder.mkdir(parents=True)
-    for split in ("train", "dev", "test"):
-        lines = [f"{i}\t{label}\t{text}" for i, (label, text) in enumerate(rows)]
-        (folder / f"{split}.tsv").write_text("\n".join(["index_id\tcategory\ttext", *lines]))
+    lines = [f"{i}\t{label}\t{text}" for i, (label, text) in enumerate(rows)]
+    for lang in ("swh_Latn", "yor_Latn"):
+        folder = tmp_path / "data" / "sib200" / lang
+        folder.mkdir(parents=True)
+        for split in ("train", "dev", "test"):
+            (folder / f"{split}.tsv").write_text("\n".join(["index_id\tcategory\ttext", *lines]))
     options = (
         "--langs", "swh_Latn", "--seeds", 1, "--methods", "lora,probe",
         "--data", tmp_path / "data", "--cache", tmp_path / "cache",
@@ -64,6 +65,9 @@ def test_the_sib200_benchmark_prints_json_and_goes_on_from_its_cache(tmp_path):
     alone, said = benchmark("sib200", *options, "--methods", "probe", "--train-only")
     assert "seed 0 …" in said
     assert 0 <= alone["swh_Latn"]["probe"]["dev"] <= 1
+    searched, said = benchmark("sib200", *options, "--search", "probe")
+    assert searched == {"probe": [{"held_out": pytest.approx(1.0, abs=0.1)}]}  # each row is twice
+    assert said.count("seed 0 …") == 4  # two halves of two languages
 
 
 @pytest.mark.slow
@@ -384,3 +388,14 @@ def test_the_benchmark_of_a_bundle_reports_every_task(tmp_path):
         assert one["within"] == (one["low"] <= 0.005)
         assert one["rows"] > 0
     assert len(list((tmp_path / "cache").glob("*/adapter_model.safetensors"))) == len(tasks)
+
+
+@pytest.mark.slow
+def test_products_are_exact_on_this_processor():
+    found, said = benchmark("overflow")
+    shapes = [value for name, value in found.items() if name != "overflows"]
+    assert len(shapes) == 6 and "1536 x 1536 x 384" in said
+    for by_way in shapes:
+        assert by_way["exact"]["error"] < 1e-6
+        assert (by_way["as it is"]["error"] < 1e-6) or found["overflows"]
+        assert by_way["fp32"]["ms"] > 0

@@ -51,7 +51,7 @@ def open_session(
     """A session that runs a graph, a file or its bytes, as it was written: that measured best.
 
     But where u8 x s8 overflows, the weights become u8: the same sums, and the same bits as on
-    other machines, for up to a third more time.
+    other machines, for a quarter to a third more time.
     """
     import onnxruntime
 
