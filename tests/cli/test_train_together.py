@@ -39,7 +39,7 @@ def test_the_pages_file_trains_what_it_says(small_folders, tmp_path, monkeypatch
     for task in ("topics", "names"):
         adapter = ax.Adapter.load(tmp_path / "adapters" / f"sw-{task}", encoder)
         assert adapter.facts.training["settings"]["temperature"] == 2
-        assert adapter.facts.training["settings"]["weights"] == [1.0, 0.5, 0.5]
+        assert adapter.facts.training["settings"]["weights"] == [1.0, 4, 4]
     log = read_run(tmp_path / "runs" / "sw")
     assert log.state == "done" and log.settings["metric"] == "mean"
     (first, _) = read_log(log, "epoch")
