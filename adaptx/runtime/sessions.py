@@ -50,8 +50,8 @@ def open_session(
 ) -> Any:
     """A session that runs a graph, a file or its bytes, as it was written: that measured best.
 
-    But where u8 x s8 overflows, the weights become u8: the same sums, and the same bits as on
-    other machines, for a quarter to a third more time.
+    But where u8 x s8 overflows, the weights become u8: exact sums, for a quarter to a third more
+    of a product's time.
     """
     import onnxruntime
 
