@@ -3,9 +3,9 @@
 Data      SIB-200's topics (swh_Latn), MasakhaNER's names (swa), AfriSenti's sentiment (swa), as
           benchmarks.sib200, masakhaner and afrisenti have them; DATA is --data or $ADAPTX_DATA.
 Search    GRID below, two learning rates and two weights of the names' loss for the shared adapter,
-          scored on dev's mean with seed 0. CHOSEN is by hand until that has run. Each separate adapter has the
-          settings that its own benchmark chose. All are trained on train alone. The shared one has
-          r=48: as many weights as three of r=16.
+          scored on dev's mean with seed 0. CHOSEN is by hand until that has run. Each separate
+          adapter has the settings that its own benchmark chose. All are trained on train alone.
+          The shared one has r=48: as many weights as three of r=16.
 Score     accuracy, span F1 and weighted F1 on test, and the mean of the three. The difference has
           the 95% interval of the three tasks' paired bootstraps, taken as independent.
 Command   python -m benchmarks.multitask
