@@ -1,4 +1,8 @@
-"""Optimum's export of a merged model, dynamic int8, as its users run it: as it is, and O1 to O3."""
+"""Optimum's export of a merged model, dynamic int8, as its users run it: as it is, and O1 to O3.
+
+Quantized by optimum's preset for the processor: avx512_vnni's signed weights, or avx2's unsigned
+ones where products of u8 with s8 would overflow.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from pathlib import Path
 
 from adaptx.adapters.adapter import Adapter
 from adaptx.encoder.encoder import Encoder
+from adaptx.machine import overflows
 
 LEVELS = ("as it is", "O1", "O2", "O3")
 
@@ -25,9 +30,12 @@ def merged_peers(encoder: Encoder, adapter: Adapter, cache: Path) -> dict[str, P
         for path in encoder.folder.glob("*token*"):
             shutil.copy(path, source)
         main_export(str(source), exported, task="feature-extraction")
+    preset, weights = "avx512_vnni", QuantType.QInt8
+    if overflows():
+        preset, weights = "avx2", QuantType.QUInt8
     found = {}
     for level in LEVELS:
-        whole, made = exported, folder / f"int8 {level}"
+        whole, made = exported, folder / f"{preset} {level}"
         if level != "as it is":
             whole = folder / level
             if not whole.is_dir():
@@ -45,11 +53,12 @@ def merged_peers(encoder: Encoder, adapter: Adapter, cache: Path) -> dict[str, P
                     whole / name,
                     made / "model_quantized.onnx",
                     per_channel=True,
-                    weight_type=QuantType.QInt8,
+                    weight_type=weights,
                     extra_options={"DefaultTensorType": 1},
                 )
             else:
-                config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+                made_for = getattr(AutoQuantizationConfig, preset)
+                config = made_for(is_static=False, per_channel=True)
                 quantizer = ORTQuantizer.from_pretrained(whole, file_name=name)
                 quantizer.quantize(save_dir=made, quantization_config=config)
         found[level] = next(made.glob("*.onnx"))

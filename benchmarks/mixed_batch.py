@@ -1,9 +1,10 @@
 """One int8 graph for 32 adapters against a merged model, PEFT, and itself without adapters.
 
 Encoder   bundled:multilingual-e5-small; LoRA r=8 on all linear sites; 32 different adapters.
-Peers     optimum's export of one merged model, dynamic int8 (avx512_vnni, per channel), as it is
-          and with O1, O2, O3, at onnxruntime's defaults: the fastest at each shape counts. PEFT's
-          mixed batch (adapter_names) in torch: bf16 and fp32, eager and SDPA, the allocator set.
+Peers     optimum's export of one merged model, dynamic int8 (avx512_vnni, or avx2 without VNNI;
+          per channel), as it is and with O1, O2, O3, at onnxruntime's defaults: the fastest at each
+          shape counts. PEFT's mixed batch (adapter_names) in torch: bf16 and fp32, eager and SDPA,
+          the allocator set.
 Data      SIB-200 (DATA/sib200) for int8_drop_points, int8_cosine and edge; DATA is --data or
           $ADAPTX_DATA. Five adapters are trained on it first (minutes each; --cache keeps them).
 Command   python -m benchmarks.mixed_batch

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptx.data.read import find_split, read_examples
+from adaptx.machine import has_bf16
 
 ENCODER = "bundled:multilingual-e5-small"
 RANK, BATCH, LR, EPOCHS = 16, 32, 1e-3, 9
@@ -65,7 +66,9 @@ def answer(values: dict[str, float]) -> None:
 
 
 def train_adaptx(kind: str, folder: Path, seed: int, turns: Turns) -> float:
-    """ax.train as it comes, in bf16; a tracker of Accelerate's sees the steps."""
+    """ax.train as it comes, in bf16 where the processor multiplies in it; a tracker of Accelerate's
+    sees the steps.
+    """
     from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
     from peft import LoraConfig
@@ -82,7 +85,8 @@ def train_adaptx(kind: str, folder: Path, seed: int, turns: Turns) -> float:
             if "train/tokens" in values:
                 turns.step(values["train/tokens"])
 
-    accelerator = Accelerator(mixed_precision="bf16", log_with=[Steps()])
+    precision = "bf16" if has_bf16() else "no"
+    accelerator = Accelerator(mixed_precision=precision, log_with=[Steps()])
     accelerator.init_trackers("speed")
     encoder = ax.Encoder.from_pretrained(ENCODER)
     adapter = ax.train(
@@ -117,7 +121,8 @@ def train_trainer(kind: str, folder: Path, seed: int, turns: Turns) -> float:
     encoder = ax.Encoder.from_pretrained(ENCODER)  # for its folder, its tokenizer and its prefix
     text, prefix, source = encoder.text, encoder.prefix, encoder.folder
     del encoder
-    options: dict[str, Any] = {} if plain else {"attn_implementation": "eager"}
+    attention = "sdpa" if kind.endswith("SDPA") else "eager"
+    options: dict[str, Any] = {} if plain else {"attn_implementation": attention}
     if not plain:
         options |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     if kind == "bf16":
@@ -183,7 +188,7 @@ def train_trainer(kind: str, folder: Path, seed: int, turns: Turns) -> float:
             logging_strategy="no",
             disable_tqdm=True,
             use_cpu=True,
-            bf16=not plain,
+            bf16=kind in ("autocast", "bf16"),
             remove_unused_columns=False,
             seed=seed,
             **grouped,

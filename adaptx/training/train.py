@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,7 +24,7 @@ from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, TrainingInterrupted, choices
 from adaptx.evaluation.metrics import task_scores
-from adaptx.machine import has_bf16
+from adaptx.machine import flags, has_bf16
 from adaptx.tasks import Classification, Task
 from adaptx.training.average import Average
 from adaptx.training.checkpoint import Checkpoint
@@ -294,17 +295,27 @@ def accelerator_for(
 
     if precision is not None and precision not in PRECISIONS:
         raise OptionError(f"precision={precision!r} is none of {choices(PRECISIONS)}.")
+    fast = _multiplies_in_bf16()
     if precision == "auto":
-        precision = "bf16" if _multiplies_in_bf16() else "no"
+        precision = "bf16" if fast else "no"
     check_launch()
     AcceleratorState._reset_state()  # what an earlier training in this process asked for
     try:
         with fsdp_hidden():
-            return Accelerator(
+            accelerator = Accelerator(
                 mixed_precision=precision, log_with=list(trackers) or None, project_dir=run
             )
     except ValueError as error:
         raise OptionError(f"Accelerate refuses precision={precision!r}: {error}") from error
+    device = accelerator.device.type
+    known = device == "cuda" or (device == "cpu" and flags() is not None)
+    if precision == "bf16" and known and not fast and accelerator.is_main_process:
+        warnings.warn(
+            "This device doesn't multiply in bf16, and takes several times as long in it as in "
+            'fp32: precision "auto" chooses the faster.',
+            stacklevel=3,
+        )
+    return accelerator
 
 
 def _multiplies_in_bf16() -> bool:

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -239,8 +240,12 @@ def test_data_is_checked_before_any_work(small):
 
 def test_a_trainings_precision_is_its_own(small):
     given = ({"precision": "bf16"}, {}, {"precision": "auto"})
-    said = [fit(small, **options).facts.training["precision"] for options in given]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        said = [fit(small, **options).facts.training["precision"] for options in given]
     assert said == ["bf16", "no", "bf16" if machine.has_bf16() else "no"]
+    slow = [str(warning.message) for warning in warned if "bf16" in str(warning.message)]
+    assert len(slow) == (machine.flags() is not None and not machine.has_bf16())
 
 
 def test_an_accelerator_of_ones_own_keeps_nothing_of_a_training(small):
