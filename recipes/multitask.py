@@ -94,7 +94,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="the folder above the three")
     parser.add_argument("--encoder", default="bundled:multilingual-e5-small")
-    parser.add_argument("--epochs", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("runs/multitask"))
     parser.add_argument("--overwrite", action="store_true")
     return parser.parse_args()

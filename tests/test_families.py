@@ -212,6 +212,7 @@ def commands(page):
     return re.findall(r"^adaptx (.+)$", "".join(re.findall(r"```\n(.*?)```", text, re.S)), re.M)
 
 
+@pytest.mark.slow
 def test_the_pages_command_runs(small_folders, tmp_path):
     (command,) = commands("encoders.md")
     for given, real in (

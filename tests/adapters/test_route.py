@@ -122,8 +122,7 @@ class Exported(nn.Module):
     ("family", "dynamo"),
     [
         *[(family, False) for family in EXPORTED],
-        ("bert", True),
-        *[pytest.param(family, True, marks=pytest.mark.slow) for family in EXPORTED[1:]],
+        *[pytest.param(family, True, marks=pytest.mark.slow) for family in EXPORTED],
     ],
 )
 @pytest.mark.filterwarnings("ignore")

@@ -163,6 +163,7 @@ def test_the_page_of_adapters_runs(encoder, small_folders, tmp_path, monkeypatch
     assert "0 of them damaged" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_page_of_the_hub_runs(small, tmp_path, monkeypatch):
     save(small, tmp_path / "adapters" / "sw-topics")
     monkeypatch.chdir(tmp_path)

@@ -36,6 +36,7 @@ def test_threads_are_swept_up_to_the_cores(monkeypatch):
 
 
 @pytest.mark.optimum
+@pytest.mark.slow
 def test_merged_models_are_timed_beside_it_and_a_plot_is_drawn(
     small, three, bundle, tmp_path, capsys
 ):

@@ -31,6 +31,7 @@ def probes(small, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_pages_commands_and_python_run(small_folders, tmp_path, monkeypatch, capsys):
     """From top to bottom, with a small encoder, in this process: loading torch takes longest."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")

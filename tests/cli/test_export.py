@@ -94,6 +94,7 @@ def test_sites_all_leaves_room_for_adapters_to_come(small, three, tmp_path, caps
         runtime.add(three["sw"])
 
 
+@pytest.mark.slow
 def test_the_vocabulary_is_cut_to_languages_with_a_corpus(small, three, tmp_path, capsys):
     output = tmp_path / "cut"
     asked = ["export", three["sw"], "-o", output, "--languages", "sw", "--margin", 3000]

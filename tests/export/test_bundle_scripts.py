@@ -45,6 +45,7 @@ def answers(python, bundle, *options):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_script_answers_lines_by_adapter_and_by_language(small, made):
     adapters, bundle = made
     for adapter in adapters:

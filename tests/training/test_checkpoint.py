@@ -208,10 +208,8 @@ def test_resume_needs_a_run(small):
         fit(small, resume=True)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_command_ends_with_the_signals_code_and_goes_on(small_folders, tmp_path, number, code):
     command = [
         sys.executable, "-m", "adaptx", "train", "--encoder", str(small_folders["bert"]),
@@ -231,6 +229,7 @@ def test_the_command_ends_with_the_signals_code_and_goes_on(small_folders, tmp_p
     assert (tmp_path / "made" / "adaptx.json").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_go_on_to_the_same_losses(small_folders, tmp_path):
     folder, run = str(small_folders["bert"]), str(tmp_path / "run")
     whole = ranks(2, folder, str(tmp_path / "first"), {"run": str(tmp_path / "whole")})

@@ -98,6 +98,7 @@ def test_accelerate_launch_starts_two_processes(small_folders, name):
     assert all(rank["parts"] == pytest.approx([share] * 2, abs=0.02) for rank in found)
 
 
+@pytest.mark.slow
 def test_fsdp_divides_the_encoder_and_trains_like_one_process(small_folders, tmp_path):
     wanted = alone(small_folders["bert"], {})
     found = ranks(2, small_folders["bert"], tmp_path / "meeting", {"checkpointing": True}, **FSDP)
@@ -135,6 +136,7 @@ def test_more_processes_than_rows_of_a_batch_train_like_one(small_folders, tmp_p
         assert rank["weights"] == pytest.approx(wanted["weights"], rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_fsdp_of_an_adapter_with_its_own_model_is_refused(small_folders, tmp_path):
     found = ranks(2, small_folders["bert"], tmp_path / "m", {"method": "full"}, **FSDP)
     assert len(found) == 2

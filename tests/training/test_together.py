@@ -250,9 +250,8 @@ def test_plain_text_trains_beside_a_task_and_the_mean_is_of_those_that_answer(sm
     assert read_run(tmp_path / "texts").settings["metric"] == "dev_loss"
 
 
-@pytest.mark.parametrize(
-    "environment", [{}, pytest.param(FSDP, marks=pytest.mark.slow)], ids=["ddp", "fsdp"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp"])
 def test_two_processes_and_micro_batches_train_alike(small_folders, tmp_path, environment):
     options = {"together": True, "batch_size": 9, "accumulate": 4, "epochs": 1}
     one = alone(small_folders["bert"], options)

@@ -303,6 +303,7 @@ def test_two_processes_give_the_losses_of_one(small_folders, tmp_path):
     assert sum(step["tokens"] for step in read_log(run, "step")) == 3 * tokens
 
 
+@pytest.mark.slow
 def test_bf16_trains_to_losses_near_fp32(small_folders, tmp_path):
     code = f"""
 import json, sys
