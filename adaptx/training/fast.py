@@ -3,17 +3,19 @@
 What the encoder's own modules leave to be gained (docs/performance.md has each figure):
     - everything in one dtype: autocast goes to and fro between two
     - query, key and value share their updates' products and the gradient of what they read
-    - where rows differ in length, padding is left out of all but attention
+    - where rows differ in length, padding is left out of all but attention, and there an adapter's
+      rows are padded to the longest of them, not of all
     - attention as two plain products where no GPU is: torch's fused one has a slow backward there
 
 The adapter's answer is the same as on the plain path, up to rounding. B rows, S tokens with
-padding, T tokens of all rows, H width, D width of a head.
+padding, T tokens of all rows, W any width, H the states' width, D width of a head.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,36 +68,26 @@ class FastBert:
         States at padding mean nothing.
         """
         with torch.autocast(input_ids.device.type, enabled=False):
-            tokens = Tokens(mask)
+            cuts = [row for start, end, _ in owners for row in (start, end)]
+            tokens = Tokens(mask, cuts, self.dtype)
             ends = [0, *tokens.ends]
             spans = [(ends[start], ends[end], adapter) for start, end, adapter in owners]
             x = tokens.packed(self.embeddings(input_ids).to(self.dtype))
-            away = (1 - mask[:, None, None, :]).to(self.dtype) * torch.finfo(self.dtype).min
             for number, layer in enumerate(self.layers):
                 at = f"encoder.layer.{number}."
                 if self.recomputes and torch.is_grad_enabled():
-                    x = checkpoint(
-                        self._layer, layer, at, x, away, tokens, spans, use_reentrant=False
-                    )
+                    x = checkpoint(self._layer, layer, at, x, tokens, spans, use_reentrant=False)
                 else:
-                    x = self._layer(layer, at, x, away, tokens, spans)
+                    x = self._layer(layer, at, x, tokens, spans)
             return tokens.padded(x)
 
     def _layer(
-        self,
-        layer: Any,
-        at: str,
-        x: Tensor,
-        away: Tensor,
-        tokens: Tokens,
-        spans: Sequence[Owner],
+        self, layer: Any, at: str, x: Tensor, tokens: Tokens, spans: Sequence[Owner]
     ) -> Tensor:
         """Attention and FFN, each normalized after its residual: `[T, H]` -> `[T, H]`."""
         heads = [f"{at}attention.self.{name}" for name in ("query", "key", "value")]
         q, k, v = self._linears(x, heads, spans)
-        q, k, v = tokens.padded(q), tokens.padded(k), tokens.padded(v)
-        context = self._attention(q, k, v, away)
-        context = tokens.packed(context)
+        context = tokens.by_group(self._attention, q, k, v)
         (attended,) = self._linears(context, [f"{at}attention.output.dense"], spans)
         x = self._norm(attended + x, layer.attention.output.LayerNorm)
         (wide,) = self._linears(x, [f"{at}intermediate.dense"], spans)
@@ -136,33 +128,84 @@ class FastBert:
 
 
 class Tokens:
-    """Where the tokens of a mask int64 `[B, S]` lie, with padding and without.
+    """The tokens of a batch with the mask int64 `[B, S]`, padding last, one row after another.
 
-    ends   how many tokens there are up to each row's end
+    Rows between two of the `cuts` are a group, padded to its own longest row where it must be.
+
+    ends     how many tokens there are up to each row's end
     """
 
-    def __init__(self, mask: Tensor):
+    def __init__(self, mask: Tensor, cuts: Sequence[int], dtype: torch.dtype):
         self.shape = mask.shape
-        lengths = mask.sum(1).cpu()
-        total = int(lengths.sum())
-        self.dense = total >= (1 - PADDING) * mask.numel()
-        if self.dense:
-            self.ends = [(row + 1) * mask.shape[1] for row in range(len(mask))]
-            return
-        self.ends = lengths.cumsum(0).tolist()
-        real = mask.flatten().bool()
-        self.places_T = real.nonzero()[:, 0]  # in what is padded
-        self.tokens_BS = (real.cumsum(0) - 1).clamp(min=0)  # padding takes the token before it
+        spans = pairwise(sorted({0, *cuts, len(mask)}))
+        lengths = mask.sum(1).tolist()
+        self.groups = [Group(mask[start:end], lengths[start:end], dtype) for start, end in spans]
+        counts = [count for group in self.groups for count in group.counts]
+        self.ends = list(accumulate(counts))
+        self.sizes = [sum(group.counts) for group in self.groups]
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        kept_BS = columns < torch.tensor(counts, device=mask.device)[:, None]
+        self.gaps = Gaps(kept_BS) if sum(counts) < mask.numel() else None
 
     def packed(self, x: Tensor) -> Tensor:
         """`[B, S, W]` -> `[T, W]`."""
-        flat = x.reshape(-1, x.shape[-1])
-        return flat if self.dense else _Packed.apply(flat, self.places_T)
+        return packed(x, self.gaps)
 
     def padded(self, x: Tensor) -> Tensor:
         """`[T, W]` -> `[B, S, W]`."""
-        spread = x if self.dense else _Padded.apply(x, self.tokens_BS, self.places_T)
-        return spread.view(*self.shape, -1)
+        return padded(x, self.gaps, self.shape)
+
+    def by_group(self, attention: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        """`attention` of each group's values `[rows, its longest, W]` and what is added to its
+        scores: `[T, W]` each -> `[T, W]`.
+        """
+        parts = zip(*(value.split(self.sizes) for value in values), strict=True)
+        found = [
+            packed(
+                attention(*(padded(part, group.gaps, group.shape) for part in its), group.away),
+                group.gaps,
+            )
+            for group, its in zip(self.groups, parts, strict=True)
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+class Group:
+    """Rows that attention takes together; where little of them is padding, that is kept as tokens.
+
+    counts  the tokens of each row
+    away    what is added to its scores, `[rows, 1, 1, longest]`: 0, or the least there is
+    """
+
+    def __init__(self, mask: Tensor, lengths: Sequence[int], dtype: torch.dtype):
+        longest = max(lengths, default=0)
+        mask = mask[:, :longest]
+        self.shape = mask.shape
+        self.away = (1 - mask[:, None, None, :]).to(dtype) * torch.finfo(dtype).min
+        dense = sum(lengths) >= (1 - PADDING) * mask.numel()
+        self.counts = [longest] * len(lengths) if dense else list(lengths)
+        self.gaps = None if dense else Gaps(mask.bool())
+
+
+class Gaps:
+    """Where the tokens of kept places bool `[B, S]` lie, with what is left out and without."""
+
+    def __init__(self, kept: Tensor):
+        flat = kept.flatten()
+        self.places_T = flat.nonzero()[:, 0]  # in what is padded
+        self.tokens_BS = (flat.cumsum(0) - 1).clamp(min=0)  # padding takes the token before it
+
+
+def packed(x: Tensor, gaps: Gaps | None) -> Tensor:
+    """`[B, S, W]` -> `[T, W]`."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if gaps is None else _Packed.apply(flat, gaps.places_T)
+
+
+def padded(x: Tensor, gaps: Gaps | None, shape: Sequence[int]) -> Tensor:
+    """`[T, W]` -> `[B, S, W]`."""
+    spread = x if gaps is None else _Padded.apply(x, gaps.tokens_BS, gaps.places_T)
+    return spread.view(*shape, -1)
 
 
 class _Packed(torch.autograd.Function):
