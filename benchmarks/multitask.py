@@ -5,8 +5,7 @@ Data      SIB-200's topics (swh_Latn), MasakhaNER's names (swa), AfriSenti's sen
 Search    GRID below, for the shared adapter: epochs, learning rates and weights of the names'
           loss, scored on dev's mean with seed 0. The first two have run, CHOSEN is the better. Each
           separate adapter has the settings that its own benchmark chose. All are trained on train
-          alone.
-          The shared one has r=48: as many weights as three of r=16.
+          alone. The shared one has r=48: as many weights as three of r=16.
 Score     accuracy, span F1 and weighted F1 on test, and the mean of the three. The difference has
           the 95% interval of the three tasks' paired bootstraps, taken as independent.
 Command   python -m benchmarks.multitask

@@ -84,12 +84,12 @@ def part_speed(options: argparse.Namespace) -> dict[str, Any]:
     """Blocks of steps in turns."""
     running = {name: start(name, options) for name in CONTENDERS}
     blocks: dict[str, list[dict[str, float]]] = {name: [] for name in running}
-    products = []  # the machine drifts: they take their turn as well
+    limits = []  # the machine drifts: the products take their turn as well
     for _ in range(options.rounds):
         for name, process in running.items():
             blocks[name].append(ask(process, "go"))
         tokens = blocks["adaptx"][-1]["tokens"] / STEPS
-        products.append(tokens / unavoidable(int(tokens)))
+        limits.append(tokens / unavoidable(int(tokens)))
     peaks = {name: ask(process, "stop")["peak_mb"] for name, process in running.items()}
     speed = {
         name: statistics.median(b["tokens"] / b["seconds"] for b in found)
@@ -98,7 +98,7 @@ def part_speed(options: argparse.Namespace) -> dict[str, Any]:
     peft = [name for name in speed if name.startswith("peft")]
     best = max((name for name in peft if ALLOCATOR not in name), key=lambda name: speed[name])
     kept = max((name for name in peft if ALLOCATOR in name), key=lambda name: speed[name])
-    limit = statistics.median(products)
+    limit = statistics.median(limits)
     show(speed, peaks, limit)
     return {
         "adaptx_over_trainer": round(speed["adaptx"] / speed["trainer"], 3),
@@ -175,12 +175,12 @@ def unavoidable(tokens: int) -> float:
     dtype = torch.bfloat16 if has_bf16() else torch.float32
     seconds = 0.0
     for inputs, outputs, times, lowest in SITES:
-        for product, below in site_products(tokens, inputs, outputs, dtype):
+        for product, below in products(tokens, inputs, outputs, dtype):
             seconds += median_time(product) * (times - lowest if below else times)
     return seconds
 
 
-def site_products(
+def products(
     tokens: int, inputs: int, outputs: int, dtype: Any
 ) -> Iterator[tuple[Callable[[], Any], bool]]:
     """A site's products, and whether those that read the embeddings are spared them."""

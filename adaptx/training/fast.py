@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -143,9 +144,11 @@ class Tokens:
         counts = [count for group in self.groups for count in group.counts]
         self.ends = list(accumulate(counts))
         self.sizes = [sum(group.counts) for group in self.groups]
-        columns = torch.arange(mask.shape[1], device=mask.device)
-        kept_BS = columns < torch.tensor(counts, device=mask.device)[:, None]
-        self.gaps = Gaps(kept_BS) if sum(counts) < mask.numel() else None
+        only = self.groups[0]
+        if only.shape == self.shape:  # whose gaps are the batch's
+            self.gaps = only.gaps
+        else:
+            self.gaps = Gaps.of(counts, mask)
 
     def packed(self, x: Tensor) -> Tensor:
         """`[B, S, W]` -> `[T, W]`."""
@@ -178,22 +181,36 @@ class Group:
     """
 
     def __init__(self, mask: Tensor, lengths: Sequence[int], dtype: torch.dtype):
-        longest = max(lengths, default=0)
+        longest = max(lengths)
         mask = mask[:, :longest]
         self.shape = mask.shape
         self.away = (1 - mask[:, None, None, :]).to(dtype) * torch.finfo(dtype).min
         dense = sum(lengths) >= (1 - PADDING) * mask.numel()
         self.counts = [longest] * len(lengths) if dense else list(lengths)
-        self.gaps = None if dense else Gaps(mask.bool())
+        self.gaps = Gaps.of(self.counts, mask)
 
 
+@dataclass(frozen=True)
 class Gaps:
-    """Where the tokens of kept places bool `[B, S]` lie, with what is left out and without."""
+    """Where tokens lie, with what is left out and without.
 
-    def __init__(self, kept: Tensor):
-        flat = kept.flatten()
-        self.places_T = flat.nonzero()[:, 0]  # in what is padded
-        self.tokens_BS = (flat.cumsum(0) - 1).clamp(min=0)  # padding takes the token before it
+    places_T   of each token in what is padded, int64 `[T]`
+    tokens_BS  which token each place has, int64 `[B S]`; padding has the one before it
+    """
+
+    places_T: Tensor
+    tokens_BS: Tensor
+
+    @classmethod
+    def of(cls, counts: Sequence[int], mask: Tensor) -> Gaps | None:
+        """Each row begins with so many tokens, in the shape of the mask; None if nothing is left
+        out. Found on the CPU: a GPU would be waited for.
+        """
+        if sum(counts) == mask.numel():
+            return None
+        kept = (torch.arange(mask.shape[1]) < torch.tensor(counts)[:, None]).flatten()
+        tokens = (kept.cumsum(0) - 1).clamp(min=0)
+        return cls(kept.nonzero()[:, 0].to(mask.device), tokens.to(mask.device))
 
 
 def packed(x: Tensor, gaps: Gaps | None) -> Tensor:

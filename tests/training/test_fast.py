@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import adaptx as ax
 from adaptx.adapters.bank import Bank
-from adaptx.training.fast import FastBert, unfit
+from adaptx.training.fast import FastBert, Tokens, unfit
 from tests.training.test_train import LORA, fit, losses
 
 SHAPED = ("bert", "roberta", "xlm-roberta")
@@ -88,6 +88,19 @@ def test_rows_of_several_adapters_are_the_banks(small):
     fast = FastBert(small, torch.float32).hidden(ids, mask, owners)
     torch.testing.assert_close(fast[mask.bool()], plain[mask.bool()], rtol=1e-5, atol=1e-5)
     close(gradients(adapters, fast, mask), gradients(adapters, plain, mask), 1e-5)
+
+
+def test_rows_between_two_cuts_are_padded_to_their_own_longest():
+    _, mask = batch([7, 3, 20, 4, 4])
+    tokens = Tokens(mask, [0, 2, 2, 4], torch.float32)
+    assert [tuple(group.shape) for group in tokens.groups] == [(2, 7), (2, 20), (1, 4)]
+    assert tokens.ends == [7, 10, 30, 34, 38]
+    x = torch.randn(38, 6)
+    assert torch.equal(tokens.packed(tokens.padded(x)), x)
+    seen = []
+    again = tokens.by_group(lambda value, away: seen.append((value.shape, away.shape)) or value, x)
+    assert torch.equal(again, x)
+    assert seen == [((n, s, 6), (n, 1, 1, s)) for n, s in ((2, 7), (2, 20), (1, 4))]
 
 
 def test_bf16_is_as_near_to_fp32_as_autocast_is(encoder):
