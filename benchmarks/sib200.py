@@ -48,8 +48,16 @@ SUITE = Suite(
     task=Classification,
     metric="accuracy",
     grids={
-        "lora": [{**COMMON, "lora": LORA, "lr": lr} for lr in (5e-4, 1e-3)],
-        "full": [{**COMMON, "dropout": 0.1, "lr": lr} for lr in (5e-5, 1e-4)],
+        "lora": [
+            {**COMMON, "lora": LORA, "lr": lr, "probe_first": first}
+            for first in (False, True)
+            for lr in (5e-4, 1e-3)
+        ],
+        "full": [
+            {**COMMON, "dropout": 0.1, "lr": lr, "probe_first": first}
+            for first in (False, True)
+            for lr in (5e-5, 1e-4)
+        ],
         "probe": [{}],
     },
     chosen={"lora": 0, "full": 0, "probe": 0},

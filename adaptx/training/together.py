@@ -28,8 +28,8 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, choices
 from adaptx.evaluation.metrics import DEV_LOSS
-from adaptx.tasks import Task
-from adaptx.training.distributed import check_distribution, place
+from adaptx.tasks import Classification, Task
+from adaptx.training.distributed import check_distribution, held, place
 from adaptx.training.mixture import Sampling
 from adaptx.training.record import Job
 from adaptx.training.resuming import find_checkpoint
@@ -37,7 +37,7 @@ from adaptx.training.rows import Data, EncodedRows, open_data
 from adaptx.training.runlog import RunLog, check_run
 from adaptx.training.settings import Settings
 from adaptx.training.shared import MEAN, MixedJob, MixedRows, Shared
-from adaptx.training.train import accelerator_for, in_steps
+from adaptx.training.train import accelerator_for, in_steps, solve_head
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -108,8 +108,9 @@ def train_together(
     "uniform", "temperature" (with `temperature`) or "unimax" (none more than `passes` times; None:
     twice the epochs). An epoch is as many rows as the sources have together; `batch_size` counts
     the rows of all. `metric` chooses the best epoch: "mean", of each task's first metric;
-    "<task>.<metric>" of one task; "<task>.<language>.<metric>"; or "dev_loss". All else is as in
-    `ax.train`: many processes, resuming, runs.
+    "<task>.<metric>" of one task; "<task>.<language>.<metric>"; or "dev_loss". `probe_first` solves
+    the heads of the classification tasks; others begin at random. All else is as in `ax.train`:
+    many processes, resuming, runs.
 
     Raises DataError, SiteError or OptionError before any work, TrainingDiverged and
     TrainingInterrupted.
@@ -117,8 +118,9 @@ def train_together(
     options, mixing = Settings.of(settings), Sampling(sampling, temperature, passes)
     if not checkpoint_every >= 0:
         raise OptionError(f"checkpoint_every={checkpoint_every!r} must be seconds, at least 0.")
-    if options.probe_first:
-        raise OptionError("probe_first is for an adapter with one task: use ax.train.")
+    classified = [isinstance(part.task, Classification) for part in parts.values()]
+    if options.probe_first and not any(classified):
+        raise OptionError("probe_first is for classification, and none of these tasks is one.")
     run = check_run(run, trackers, accelerator, resume)
     accelerator = accelerator or accelerator_for(precision, run, trackers)
     check_distribution(accelerator)
@@ -128,12 +130,23 @@ def train_together(
     found = find_checkpoint(job, run) if resume and run is not None else None
     goes_on = (found.step, len(found.state["history"])) if found else (0, 0)
     with RunLog(run, accelerator, job.about(config), goes_on) as log:
+        if options.probe_first and found is None:
+            _solve_heads(job)
         in_steps(job, log, run, found, checkpoint_every, checkpointing=checkpointing, fast=fast)
     accelerator.wait_for_everyone()
     return {
         part: adapter.to(encoder.device).requires_grad_(False).eval()
         for part, adapter in zip(parts, job.adapter.each, strict=True)
     }
+
+
+def _solve_heads(job: MixedJob) -> None:
+    """Fit the head of each classification task alone, on the plain encoder's states."""
+    with held(job.encoder, job.accelerator) as working:
+        for adapter in cast(Any, job.adapter).each:
+            own = [replace(m, encoder=working) for m in job.members if m.adapter is adapter]
+            if isinstance(own[0].task, Classification):
+                solve_head(own, own[0].task.metrics[0])
 
 
 def mixed_job(

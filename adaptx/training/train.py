@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -265,25 +265,36 @@ def _loop(
 
 def _probe(job: Job) -> list[dict[str, Any]]:
     """Fit the head alone; every process does the same small sum."""
-    train, dev, batch_size = job.train, job.dev, 2 * job.options.batch_size
-    assert isinstance(train, EncodedRows) and isinstance(dev, EncodedRows)
-
-    def states(rows: EncodedRows) -> np.ndarray:
-        return pooled_states(job.encoder, job.adapter, rows.ids, batch_size)
-
-    x_train = states(train)
-    x_dev = states(dev) if dev.ids else None
-    held = (x_dev, dev.targets) if x_dev is not None else None
-    entry: dict[str, Any] = {"epoch": 1}
-    entry["strength"] = fit_probe(
-        job.adapter, (x_train, train.targets), held, job.options.metric or "", job.options.seed
-    )
+    strength, x_dev = solve_head([job], job.options.metric or "")
+    entry: dict[str, Any] = {"epoch": 1, "strength": strength}
     if x_dev is not None and job.adapter.head is not None:
+        dev = cast(EncodedRows, job.dev)
         with torch.no_grad():
             logits = job.adapter.head(torch.from_numpy(x_dev).to(job.accelerator.device)).cpu()
         entry["dev_loss"] = float(job.task.losses(logits, torch.from_numpy(dev.targets)).mean())
         entry |= task_scores(job.task, dev.records, answers(dev, list(logits.numpy())))
     return [entry]
+
+
+def solve_head(jobs: Sequence[Job], metric: str) -> tuple[float, np.ndarray | None]:
+    """Fit the classification head that the jobs share on all their rows, its strength by `metric`.
+
+    Returns scikit-learn's C, and dev's pooled states `[rows, H]` where there is a dev.
+    """
+    options = jobs[0].options
+
+    def states(rows: Sequence[EncodedRows]) -> tuple[np.ndarray, np.ndarray]:
+        pooled = [
+            pooled_states(job.encoder, job.adapter, one.ids, 2 * options.batch_size)
+            for job, one in zip(jobs, rows, strict=True)
+        ]
+        return np.concatenate(pooled), np.concatenate([one.targets for one in rows])
+
+    train = states([cast(EncodedRows, job.train) for job in jobs])
+    dev = [cast(EncodedRows, job.dev) for job in jobs]
+    held_out = states(dev) if any(len(one) for one in dev) else None
+    strength = fit_probe(jobs[0].adapter, train, held_out, metric, options.seed)
+    return strength, held_out[0] if held_out else None
 
 
 def accelerator_for(

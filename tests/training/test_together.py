@@ -282,6 +282,23 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(small, tmp_path, monkeyp
         assert all(torch.equal(w, wanted[key]) for key, w in adapter.weights().items())
 
 
+@pytest.mark.parametrize("sources", [1, 2])
+def test_heads_of_classification_may_begin_with_the_probes(small, sources):
+    cuts = [TOPICS[:60]] if sources == 1 else [TOPICS[:25], TOPICS[25:60]]
+    devs = [DEV] if sources == 1 else [DEV[:30], DEV[30:]]
+    topics = Part(
+        ax.tasks.Classification(),
+        [Source(*both, lang) for *both, lang in zip(cuts, devs, ("sw", "en"), strict=False)],
+    )
+    given = {"names": parts()["names"], "topics": topics}
+    first = together(small, given, epochs=1, lr=1e-9, probe_first=True)
+    task = ax.tasks.Classification()
+    probe = ax.train(small, task, None, name="probe", train=TOPICS[:60], dev=DEV, batch_size=12)
+    torch.testing.assert_close(first["topics"].head.weight, probe.head.weight)
+    plain = together(small, given, epochs=1, lr=1e-9)
+    torch.testing.assert_close(first["names"].head.weight, plain["names"].head.weight)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "named"),
     [
@@ -290,7 +307,11 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(small, tmp_path, monkeyp
         ({"passes": -1, "sampling": "unimax"}, OptionError, "passes=-1"),
         ({"metric": "accuracy"}, OptionError, "topics.accuracy"),
         ({"metric": "names.macro_f1"}, OptionError, "names.f1"),
-        ({"probe_first": True}, OptionError, "ax.train"),
+        (
+            {"probe_first": True, "given": {"a": parts()["names"], "b": parts()["names"]}},
+            OptionError,
+            "none of these tasks is one",
+        ),
         ({"config": LoraConfig(use_dora=True, target_modules="all-linear")}, OptionError, "dora"),
         ({"config": None}, OptionError, "probe can't be shared"),
         ({"given": {"a": parts()["topics"]}}, OptionError, "two sources or more"),
