@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from adaptx.adapters.adapter import Adapter
@@ -27,6 +29,7 @@ from adaptx.training.display import ManyDisplay
 from adaptx.training.distributed import held
 from adaptx.training.many_file import check_names
 from adaptx.training.member import Member, Trainee
+from adaptx.training.probe import solve_head
 from adaptx.training.record import Job
 from adaptx.training.routed import Routed
 from adaptx.training.runlog import check_run
@@ -78,6 +81,9 @@ def train_many(
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     logs = [check_run(Path(runs) / name, (), None) if runs else None for name in names]
     configs = [member.config for member in members]
+    first = [job for job in jobs if job.options.probe_first]
+    for job in track(first, "Probes' heads", console=Console(stderr=True), disable=not first):
+        solve_head([job], job.options.metric or "")
     with held(encoder, accelerator, dtype if fast else None) as working:
         queue = deque(zip(jobs, configs, logs, strict=True))
         found = _loop(working, queue, slots, dtype, fast, done)

@@ -25,6 +25,7 @@ from adaptx.tasks import Classification, Task
 from adaptx.training.average import Average
 from adaptx.training.optimizing import optimizer_and_schedule
 from adaptx.training.plan import Plan, Step
+from adaptx.training.probe import check_probe_first
 from adaptx.training.record import Job, Kept
 from adaptx.training.routed import Routed
 from adaptx.training.rows import Data, EncodedRows, open_data
@@ -57,15 +58,14 @@ class Member:
         Raises DataError, SiteError or OptionError.
         """
         options = Settings.of(self.settings)
-        if options.accumulate > 1 or options.probe_first:
-            raise OptionError(
-                "accumulate and probe_first are for an adapter that trains alone: use ax.train."
-            )
+        if options.accumulate > 1:
+            raise OptionError("accumulate is for an adapter that trains alone: use ax.train.")
         columns = {"text_column": self.text_column, "label_column": self.label_column}
         train = list(open_data(self.train, self.task, **columns))
         dev = list(open_data(self.dev, self.task, **columns)) if self.dev is not None else []
         task = self.task.fit(train, dev)
         options = options.for_task(task)
+        check_probe_first(options, task)
         if self.config is None or isinstance(self.config, Full):
             raise OptionError("A probe or a whole model shares no forward pass: use ax.train.")
         adapter = Adapter.new(

@@ -6,12 +6,20 @@ there is no dev): a linear head trained for a few epochs would be a handicapped 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
 import torch
 
 from adaptx.adapters.adapter import Adapter
 from adaptx.encoder.encoder import Encoder
+from adaptx.errors import OptionError
 from adaptx.evaluation.metrics import classification_scores
+from adaptx.tasks import Classification, Task
+from adaptx.training.record import Job
+from adaptx.training.rows import EncodedRows
+from adaptx.training.settings import Settings
 
 SCORING = {  # scikit-learn's names
     "accuracy": "accuracy",
@@ -20,6 +28,33 @@ SCORING = {  # scikit-learn's names
     "dev_loss": "neg_log_loss",
 }
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 2, 13))  # scikit-learn's C
+
+
+def check_probe_first(options: Settings, task: Task) -> None:
+    """OptionError where a head is to begin as a probe's, and the task has none."""
+    if options.probe_first and not isinstance(task, Classification):
+        raise OptionError(f"probe_first is for classification, not for {task.kind}.")
+
+
+def solve_head(jobs: Sequence[Job], metric: str) -> tuple[float, np.ndarray | None]:
+    """Fit the classification head that the jobs share on all their rows, its strength by `metric`.
+
+    Returns scikit-learn's C, and dev's pooled states `[rows, H]` where there is a dev.
+    """
+    options = jobs[0].options
+
+    def states(rows: Sequence[EncodedRows]) -> tuple[np.ndarray, np.ndarray]:
+        pooled = [
+            pooled_states(job.encoder, job.adapter, one.ids, 2 * options.batch_size)
+            for job, one in zip(jobs, rows, strict=True)
+        ]
+        return np.concatenate(pooled), np.concatenate([one.targets for one in rows])
+
+    train = states([cast(EncodedRows, job.train) for job in jobs])
+    dev = [cast(EncodedRows, job.dev) for job in jobs]
+    held_out = states(dev) if any(len(one) for one in dev) else None
+    strength = fit_probe(jobs[0].adapter, train, held_out, metric, options.seed)
+    return strength, held_out[0] if held_out else None
 
 
 @torch.inference_mode()

@@ -31,13 +31,14 @@ from adaptx.evaluation.metrics import DEV_LOSS
 from adaptx.tasks import Classification, Task
 from adaptx.training.distributed import check_distribution, held, place
 from adaptx.training.mixture import Sampling
+from adaptx.training.probe import solve_head
 from adaptx.training.record import Job
 from adaptx.training.resuming import find_checkpoint
 from adaptx.training.rows import Data, EncodedRows, open_data
 from adaptx.training.runlog import RunLog, check_run
 from adaptx.training.settings import Settings
 from adaptx.training.shared import MEAN, MixedJob, MixedRows, Shared
-from adaptx.training.train import accelerator_for, in_steps, solve_head
+from adaptx.training.train import accelerator_for, in_steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 
 from adaptx.adapters import own_model
@@ -31,7 +30,7 @@ from adaptx.training.checkpoint import Checkpoint
 from adaptx.training.display import Display
 from adaptx.training.distributed import check_distribution, check_launch, fsdp_hidden, held, place
 from adaptx.training.optimizing import optimizer_and_schedule
-from adaptx.training.probe import fit_probe, pooled_states
+from adaptx.training.probe import check_probe_first, solve_head
 from adaptx.training.record import Job, Kept
 from adaptx.training.resuming import Progress, Resuming, find_checkpoint
 from adaptx.training.routed import Routed
@@ -103,8 +102,7 @@ def train(
     solved = config is None and isinstance(task, Classification)
     if config is None and not task.has_head:
         raise OptionError(f"The task {task.kind} has no head, so a probe has nothing to learn.")
-    if options.probe_first and not isinstance(task, Classification):
-        raise OptionError(f"probe_first is for classification, not for {task.kind}.")
+    check_probe_first(options, task)
     steps = options.epochs * -(-len(train_rows) // options.batch_size)
     adapter = Adapter.new(
         encoder,
@@ -274,27 +272,6 @@ def _probe(job: Job) -> list[dict[str, Any]]:
         entry["dev_loss"] = float(job.task.losses(logits, torch.from_numpy(dev.targets)).mean())
         entry |= task_scores(job.task, dev.records, answers(dev, list(logits.numpy())))
     return [entry]
-
-
-def solve_head(jobs: Sequence[Job], metric: str) -> tuple[float, np.ndarray | None]:
-    """Fit the classification head that the jobs share on all their rows, its strength by `metric`.
-
-    Returns scikit-learn's C, and dev's pooled states `[rows, H]` where there is a dev.
-    """
-    options = jobs[0].options
-
-    def states(rows: Sequence[EncodedRows]) -> tuple[np.ndarray, np.ndarray]:
-        pooled = [
-            pooled_states(job.encoder, job.adapter, one.ids, 2 * options.batch_size)
-            for job, one in zip(jobs, rows, strict=True)
-        ]
-        return np.concatenate(pooled), np.concatenate([one.targets for one in rows])
-
-    train = states([cast(EncodedRows, job.train) for job in jobs])
-    dev = [cast(EncodedRows, job.dev) for job in jobs]
-    held_out = states(dev) if any(len(one) for one in dev) else None
-    strength = fit_probe(jobs[0].adapter, train, held_out, metric, options.seed)
-    return strength, held_out[0] if held_out else None
 
 
 def accelerator_for(

@@ -53,6 +53,7 @@ MIXED = [
     member("few rows", lora(8, use_rslora=True), train=TRAIN[:50], epochs=3, lr=1e-3),
     member("no dev", dev=None, epochs=1, clip=0.1),
     member("patient", patience=1, epochs=4, metric="dev_loss", smoothing=0.1),
+    member("probe's head", probe_first=True, epochs=1),
 ]
 
 
