@@ -344,3 +344,15 @@ def test_a_training_may_begin_with_the_probes_head(small):
     torch.testing.assert_close(first.head.weight, probe.head.weight)
     scores = [a.facts.training["best"]["dev_loss"] for a in (first, probe)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_only_a_classification_may_begin_with_a_probes_head(small):
+    pairs = [(f"question {i}", f"answer {i}") for i in range(8)]
+    wrong = "probe_first is for classification, not for retrieval"
+    with pytest.raises(OptionError, match=wrong):
+        ax.train(small, ax.tasks.Retrieval(), LORA, name="x", train=pairs, probe_first=True)
+    member = ax.Member(
+        "x", LORA, train=pairs, task=ax.tasks.Retrieval(), settings={"probe_first": True}
+    )
+    with pytest.raises(OptionError, match=f"x: {wrong}"):
+        ax.train_many(small, [member])
