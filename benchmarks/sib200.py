@@ -61,7 +61,7 @@ SUITE = Suite(
         ],
         "probe": [{}],
     },
-    chosen={"lora": 2, "full": 1, "probe": 0},
+    chosen={"lora": 2, "full": 2, "probe": 0},
     searched=("swh_Latn", "yor_Latn"),
     joined=True,
 )
