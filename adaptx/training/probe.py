@@ -33,7 +33,7 @@ STRENGTHS = tuple(float(c) for c in np.logspace(-4, 2, 13))  # scikit-learn's C
 def check_probe_first(options: Settings, task: Task) -> None:
     """OptionError where a head is to begin as a probe's, and the task has none."""
     if options.probe_first and not isinstance(task, Classification):
-        raise OptionError(f"probe_first is for classification, not for {task.kind}.")
+        raise OptionError(f"probe_first is for classification, not for {task.kind}: leave it out.")
 
 
 def solve_head(jobs: Sequence[Job], metric: str) -> tuple[float, np.ndarray | None]:

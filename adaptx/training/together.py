@@ -119,9 +119,6 @@ def train_together(
     options, mixing = Settings.of(settings), Sampling(sampling, temperature, passes)
     if not checkpoint_every >= 0:
         raise OptionError(f"checkpoint_every={checkpoint_every!r} must be seconds, at least 0.")
-    classified = [isinstance(part.task, Classification) for part in parts.values()]
-    if options.probe_first and not any(classified):
-        raise OptionError("probe_first is for classification, and none of these tasks is one.")
     run = check_run(run, trackers, accelerator, resume)
     accelerator = accelerator or accelerator_for(precision, run, trackers)
     check_distribution(accelerator)
@@ -162,6 +159,11 @@ def mixed_job(
     """Read and encode every source's rows, and make the adapter. Raises as `train_together`."""
     if sum(len(part.sources) for part in parts.values()) < 2:
         raise OptionError("Training together needs two sources or more; for one there is ax.train.")
+    classified = [isinstance(part.task, Classification) for part in parts.values()]
+    if options.probe_first and not any(classified):
+        raise OptionError(
+            "probe_first is for classification, and none of these tasks is one: leave it out."
+        )
     adapters: dict[str, Adapter] = {}
     members: list[Job] = []
     names: list[tuple[str, ...]] = []

@@ -135,7 +135,7 @@ def train(
         else:
             if options.probe_first and found is None:
                 with held(encoder, accelerator) as working:
-                    _probe(replace(job, encoder=working))
+                    solve_head([replace(job, encoder=working)], options.metric or "")
             in_steps(job, log, run, found, checkpoint_every, checkpointing=checkpointing, fast=fast)
     accelerator.wait_for_everyone()
     return adapter.to(encoder.device).requires_grad_(False).eval()
