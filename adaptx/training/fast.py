@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +23,15 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from adaptx.adapters.lora_linear import Part, Span, lora_linears
+from adaptx.adapters.lora_linear import Part, Spans, lora_linears
 from adaptx.encoder.families import is_bert_shaped
+from adaptx.encoder.packing import Gaps, packed, padded
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
     from adaptx.encoder.encoder import Encoder
 
-Owner = tuple[int, int, "Adapter"]  # rows from, to, whose adapter this is
+Owner = tuple[int, "Adapter | None"]  # so many rows, and their adapter
 PADDING = 0.04  # the share of padding from which on it is left out of the Linears
 
 
@@ -64,48 +64,47 @@ class FastBert:
         self.recomputes = model.is_gradient_checkpointing
 
     def hidden(self, input_ids: Tensor, mask: Tensor, owners: Sequence[Owner]) -> Tensor:
-        """int64 `[B, S]`, int64 `[B, S]` -> `[B, S, H]`; `owners` share out the rows.
+        """int64 `[B, S]`, int64 `[B, S]` -> `[B, S, H]`; `owners` share out the rows, in order.
 
         States at padding mean nothing.
         """
         with torch.autocast(input_ids.device.type, enabled=False):
-            cuts = [row for start, end, _ in owners for row in (start, end)]
-            tokens = Tokens(mask, cuts, self.dtype)
-            ends = [0, *tokens.ends]
-            spans = [(ends[start], ends[end], adapter) for start, end, adapter in owners]
+            tokens = Tokens(mask, [rows for rows, _ in owners], self.dtype)
+            spans = Spans(tokens.sizes, mask.device)
+            adapters = [adapter for _, adapter in owners]
             x = tokens.packed(self.embeddings(input_ids).to(self.dtype))
             for number, layer in enumerate(self.layers):
-                at = f"encoder.layer.{number}."
+                given = layer, f"encoder.layer.{number}.", x, tokens, spans, adapters
                 if self.recomputes and torch.is_grad_enabled():
-                    x = checkpoint(self._layer, layer, at, x, tokens, spans, use_reentrant=False)
+                    x = checkpoint(self._layer, *given, use_reentrant=False)
                 else:
-                    x = self._layer(layer, at, x, tokens, spans)
+                    x = self._layer(*given)
             return tokens.padded(x)
 
     def _layer(
-        self, layer: Any, at: str, x: Tensor, tokens: Tokens, spans: Sequence[Owner]
+        self,
+        layer: Any,
+        at: str,
+        x: Tensor,
+        tokens: Tokens,
+        spans: Spans,
+        adapters: Sequence[Adapter | None],
     ) -> Tensor:
         """Attention and FFN, each normalized after its residual: `[T, H]` -> `[T, H]`."""
-        heads = [f"{at}attention.self.{name}" for name in ("query", "key", "value")]
-        q, k, v = self._linears(x, heads, spans)
+
+        def linears(x: Tensor, *names: str) -> list[Tensor]:
+            sites = [at + name for name in names]
+            parts = [[_part(adapter, site) for adapter in adapters] for site in sites]
+            return lora_linears(x, [self.encoder.sites[site].base for site in sites], spans, parts)
+
+        q, k, v = linears(x, *(f"attention.self.{name}" for name in ("query", "key", "value")))
         context = tokens.by_group(self._attention, q, k, v)
-        (attended,) = self._linears(context, [f"{at}attention.output.dense"], spans)
+        (attended,) = linears(context, "attention.output.dense")
         x = self._norm(attended + x, layer.attention.output.LayerNorm)
-        (wide,) = self._linears(x, [f"{at}intermediate.dense"], spans)
+        (wide,) = linears(x, "intermediate.dense")
         wide = layer.intermediate.intermediate_act_fn(wide)
-        (narrow,) = self._linears(wide, [f"{at}output.dense"], spans)
+        (narrow,) = linears(wide, "output.dense")
         return self._norm(narrow + x, layer.output.LayerNorm)
-
-    def _linears(self, x: Tensor, names: Sequence[str], spans: Sequence[Owner]) -> list[Tensor]:
-        def part(adapter: Adapter, name: str) -> Part | None:
-            site = adapter.sites.get(name)
-            return None if site is None else Part(site.a, site.b, site.scale)
-
-        found = [
-            Span(start, end, [part(adapter, name) for name in names])
-            for start, end, adapter in spans
-        ]
-        return lora_linears(x, [self.encoder.sites[name].base for name in names], found)
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, away: Tensor) -> Tensor:
         """softmax(q k^T / sqrt(D) + away) v: `[B, S, H]` each -> `[B, S, H]`."""
@@ -128,27 +127,33 @@ class FastBert:
         return layer_norm(x, (x.shape[-1],), weight, bias, norm.eps)
 
 
+def _part(adapter: Adapter | None, name: str) -> Part | None:
+    site = adapter.sites.get(name) if adapter is not None else None
+    return None if site is None else Part(site.a, site.b, site.scale)
+
+
 class Tokens:
     """The tokens of a batch with the mask int64 `[B, S]`, padding last, one row after another.
 
-    Rows between two of the `cuts` are a group, padded to its own longest row where it must be.
+    Its rows are groups, so many in each, padded to the group's own longest row where they must be.
 
-    ends     how many tokens there are up to each row's end
+    sizes    the tokens of each group
     """
 
-    def __init__(self, mask: Tensor, cuts: Sequence[int], dtype: torch.dtype):
+    def __init__(self, mask: Tensor, rows: Sequence[int], dtype: torch.dtype):
         self.shape = mask.shape
-        spans = pairwise(sorted({0, *cuts, len(mask)}))
         lengths = mask.sum(1).tolist()
-        self.groups = [Group(mask[start:end], lengths[start:end], dtype) for start, end in spans]
-        counts = [count for group in self.groups for count in group.counts]
-        self.ends = list(accumulate(counts))
+        self.groups = [
+            Group(mask[start:end], lengths[start:end], dtype)
+            for start, end in pairwise(accumulate(rows, initial=0))
+        ]
         self.sizes = [sum(group.counts) for group in self.groups]
         only = self.groups[0]
         if only.shape == self.shape:  # whose gaps are the batch's
             self.gaps = only.gaps
         else:
-            self.gaps = Gaps.of(counts, mask)
+            counts = [count for group in self.groups for count in group.counts]
+            self.gaps = Gaps.of(counts, mask.shape[1], mask.device)
 
     def packed(self, x: Tensor) -> Tensor:
         """`[B, S, W]` -> `[T, W]`."""
@@ -187,64 +192,4 @@ class Group:
         self.away = (1 - mask[:, None, None, :]).to(dtype) * torch.finfo(dtype).min
         dense = sum(lengths) >= (1 - PADDING) * mask.numel()
         self.counts = [longest] * len(lengths) if dense else list(lengths)
-        self.gaps = Gaps.of(self.counts, mask)
-
-
-@dataclass(frozen=True)
-class Gaps:
-    """Where tokens lie, with what is left out and without.
-
-    places_T   of each token in what is padded, int64 `[T]`
-    tokens_BS  which token each place has, int64 `[B S]`; padding has the one before it
-    """
-
-    places_T: Tensor
-    tokens_BS: Tensor
-
-    @classmethod
-    def of(cls, counts: Sequence[int], mask: Tensor) -> Gaps | None:
-        """Each row begins with so many tokens, in the shape of the mask; None if nothing is left
-        out. Found on the CPU: a GPU would be waited for.
-        """
-        if sum(counts) == mask.numel():
-            return None
-        kept = (torch.arange(mask.shape[1]) < torch.tensor(counts)[:, None]).flatten()
-        tokens = (kept.cumsum(0) - 1).clamp(min=0)
-        return cls(kept.nonzero()[:, 0].to(mask.device), tokens.to(mask.device))
-
-
-def packed(x: Tensor, gaps: Gaps | None) -> Tensor:
-    """`[B, S, W]` -> `[T, W]`."""
-    flat = x.reshape(-1, x.shape[-1])
-    return flat if gaps is None else _Packed.apply(flat, gaps.places_T)
-
-
-def padded(x: Tensor, gaps: Gaps | None, shape: Sequence[int]) -> Tensor:
-    """`[T, W]` -> `[B, S, W]`."""
-    spread = x if gaps is None else _Padded.apply(x, gaps.tokens_BS, gaps.places_T)
-    return spread.view(*shape, -1)
-
-
-class _Packed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places_T: Tensor) -> Tensor:
-        ctx.places_T, ctx.rows = places_T, len(x)
-        return x.index_select(0, places_T)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        dx = dy.new_zeros((ctx.rows, dy.shape[1]))
-        return dx.index_copy_(0, ctx.places_T, dy), None
-
-
-class _Padded(torch.autograd.Function):
-    """Nothing flows back from padding: attention masks its keys, and its queries are dropped."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, tokens_BS: Tensor, places_T: Tensor) -> Tensor:
-        ctx.places_T = places_T
-        return x.index_select(0, tokens_BS)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return dy.index_select(0, ctx.places_T), None, None
+        self.gaps = Gaps.of(self.counts, longest, mask.device)

@@ -173,8 +173,7 @@ def _shared_step(
     adapters = [trainee.job.adapter for trainee in running]
     bert = running[0].routed.bert
     if bert is not None and all(trainee.routed.bert for trainee in running):
-        owners = [(*span, adapter) for span, adapter in zip(spans, adapters, strict=True)]
-        hidden = bert.hidden(input_ids, mask, owners)
+        hidden = bert.hidden(input_ids, mask, list(zip(counts, adapters, strict=True)))
     else:
         hidden = _banked(encoder, adapters, counts, input_ids, mask, dtype)
     losses = [

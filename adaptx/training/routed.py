@@ -35,7 +35,7 @@ class Routed(nn.Module):
         `heads` says which rows are whose, to an adapter with several (adaptx.training.shared).
         """
         if self.bert is not None:
-            hidden = self.bert.hidden(input_ids, mask, [(0, len(input_ids), self.adapter)])
+            hidden = self.bert.hidden(input_ids, mask, [(len(input_ids), self.adapter)])
         else:
             hidden = self.adapter.hidden(self.encoder, input_ids, mask, fused=self.fused)
         return self.adapter.outputs(hidden, mask, *heads)

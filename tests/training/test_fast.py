@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,28 +73,42 @@ def test_states_and_gradients_are_the_plain_paths(encoders, family, lengths, tar
     encoder = encoders[family]
     adapter, (ids, mask) = lora(encoder, target_modules=targets), batch(lengths)
     plain = adapter.hidden(encoder, ids, mask, fused=False)
-    fast = FastBert(encoder, torch.float32).hidden(ids, mask, [(0, len(ids), adapter)])
+    fast = FastBert(encoder, torch.float32).hidden(ids, mask, [(len(ids), adapter)])
     real = mask.bool()
     torch.testing.assert_close(fast[real], plain[real], rtol=1e-5, atol=1e-5)
     close(gradients([adapter], fast, mask), gradients([adapter], plain, mask), 1e-5)
 
 
-def test_rows_of_several_adapters_are_the_banks(small):
-    adapters = [lora(small, 1), lora(small, 2, r=8, target_modules=["query", "output.dense"])]
-    ids, mask = batch([7, 3, 20, 4, 4])
-    route = Bank.of(adapters, small).route([1, 1, 2, 2, 0])
-    plain = small.hidden(ids, mask, route)
-    owners = [(0, 2, adapters[0]), (2, 4, adapters[1])]
-    fast = FastBert(small, torch.float32).hidden(ids, mask, owners)
+@settings(max_examples=25, deadline=None)
+@given(
+    shares=st.lists(
+        st.tuples(st.sampled_from([0, 1, 2]), st.lists(st.integers(1, 20), min_size=1, max_size=3)),
+        min_size=1,
+        max_size=4,
+    )
+)
+@example(shares=[(1, [7, 3]), (2, [20, 4]), (0, [4])])
+@example(shares=[(2, [5, 5]), (1, [5, 5])])  # nothing is padding
+@example(shares=[(0, [3]), (0, [4])])
+def test_rows_of_several_adapters_are_the_banks(encoders, shares):
+    encoder = encoders["bert"]
+    adapters = [lora(encoder, 1), lora(encoder, 2, r=8, target_modules=["query", "output.dense"])]
+    ids, mask = batch([length for _, lengths in shares for length in lengths])
+    route = Bank.of(adapters, encoder).route([slot for slot, its in shares for _ in its])
+    plain = encoder.hidden(ids, mask, route)
+    owners = [(len(its), [None, *adapters][slot]) for slot, its in shares]
+    fast = FastBert(encoder, torch.float32).hidden(ids, mask, owners)
     torch.testing.assert_close(fast[mask.bool()], plain[mask.bool()], rtol=1e-5, atol=1e-5)
-    close(gradients(adapters, fast, mask), gradients(adapters, plain, mask), 1e-5)
+    used = [adapter for slot, adapter in enumerate(adapters, 1) if slot in dict(shares)]
+    if used:
+        close(gradients(used, fast, mask), gradients(used, plain, mask), 1e-5)
 
 
 def test_rows_between_two_cuts_are_padded_to_their_own_longest():
     _, mask = batch([7, 3, 20, 4, 4])
-    tokens = Tokens(mask, [0, 2, 2, 4], torch.float32)
+    tokens = Tokens(mask, [2, 2, 1], torch.float32)
     assert [tuple(group.shape) for group in tokens.groups] == [(2, 7), (2, 20), (1, 4)]
-    assert tokens.ends == [7, 10, 30, 34, 38]
+    assert tokens.sizes == [10, 24, 4]
     x = torch.randn(38, 6)
     assert torch.equal(tokens.packed(tokens.padded(x)), x)
     seen = []
@@ -108,7 +122,7 @@ def test_bf16_is_as_near_to_fp32_as_autocast_is(encoder):
     exact = gradients([adapter], adapter.hidden(encoder, ids, mask, fused=False), mask)[0]
     with torch.autocast("cpu", torch.bfloat16):
         cast = gradients([adapter], adapter.hidden(encoder, ids, mask, fused=False), mask)[0]
-    states = FastBert(encoder, torch.bfloat16).hidden(ids, mask, [(0, 4, adapter)])
+    states = FastBert(encoder, torch.bfloat16).hidden(ids, mask, [(4, adapter)])
     fast = gradients([adapter], states, mask)[0]
 
     def error(found):
@@ -122,7 +136,7 @@ def test_nothing_is_computed_below_the_lowest_adapter(small):
     adapter, (ids, mask) = lora(small, target_modules=upper), batch([5, 9])
     asked = []
     first = small.model.encoder.layer[0].attention.self.query.base.weight
-    states = FastBert(small, torch.float32).hidden(ids, mask, [(0, 2, adapter)])
+    states = FastBert(small, torch.float32).hidden(ids, mask, [(2, adapter)])
 
     def walk(node):
         if node is not None and node not in asked:
@@ -139,7 +153,7 @@ def test_the_lowest_adapter_costs_its_own_products_alone(small):
     """No gradient of what it reads: du, dB and dA, and no product with W."""
     site = "encoder.layer.1.output.dense"
     adapter, (ids, mask) = lora(small, target_modules=[site]), batch([6, 6])
-    states = FastBert(small, torch.float32).hidden(ids, mask, [(0, 2, adapter)])
+    states = FastBert(small, torch.float32).hidden(ids, mask, [(2, adapter)])
     with FlopCounterMode(display=False) as counted:
         states.sum().backward()
     inputs, outputs = small.sites[site].in_features, small.sites[site].out_features
@@ -151,7 +165,7 @@ def test_recomputed_layers_give_the_same_gradients(small_folders):
     adapter, (ids, mask) = lora(encoder), batch([9, 25, 4])
 
     def found():
-        states = FastBert(encoder, torch.float32).hidden(ids, mask, [(0, 3, adapter)])
+        states = FastBert(encoder, torch.float32).hidden(ids, mask, [(3, adapter)])
         return gradients([adapter], states, mask)
 
     kept = found()
