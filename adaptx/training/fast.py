@@ -4,7 +4,7 @@ What the encoder's own modules leave to be gained (docs/performance.md has each 
     - everything in one dtype: autocast goes to and fro between two
     - query, key and value share their updates' products and the gradient of what they read
     - where rows differ in length, padding is left out of all but attention, and there an adapter's
-      rows are padded to the longest of them, not of all
+      rows are padded to the longest of them, or of its neighbours, not of all
     - attention as two plain products where no GPU is: torch's fused one has a slow backward there
 
 The adapter's answer is the same as on the plain path, up to rounding. B rows, S tokens with
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Owner = tuple[int, "Adapter | None"]  # so many rows, and their adapter
 PADDING = 0.04  # the share of padding from which on it is left out of the Linears
+TOGETHER = 0.2  # the share up to which attention takes several adapters' rows together
 
 
 def unfit(encoder: Encoder, adapters: Sequence[Adapter]) -> str | None:
@@ -70,7 +71,7 @@ class FastBert:
         """
         with torch.autocast(input_ids.device.type, enabled=False):
             tokens = Tokens(mask, [rows for rows, _ in owners], self.dtype)
-            spans = Spans(tokens.sizes, mask.device)
+            spans = Spans(tokens.shares, mask.device)
             adapters = [adapter for _, adapter in owners]
             x = tokens.packed(self.embeddings(input_ids).to(self.dtype))
             for number, layer in enumerate(self.layers):
@@ -135,8 +136,10 @@ def _part(adapter: Adapter | None, name: str) -> Part | None:
 class Tokens:
     """The tokens of a batch with the mask int64 `[B, S]`, padding last, one row after another.
 
-    Its rows are groups, so many in each, padded to the group's own longest row where they must be.
+    Its rows are shared out, so many to each. Attention takes neighbours together where they are of
+    like length: a group is padded to its own longest row where it must be.
 
+    shares   the tokens of each share
     sizes    the tokens of each group
     """
 
@@ -145,14 +148,16 @@ class Tokens:
         lengths = mask.sum(1).tolist()
         self.groups = [
             Group(mask[start:end], lengths[start:end], dtype)
-            for start, end in pairwise(accumulate(rows, initial=0))
+            for start, end in pairwise(accumulate(_together(rows, lengths), initial=0))
         ]
         self.sizes = [sum(group.counts) for group in self.groups]
+        counts = [count for group in self.groups for count in group.counts]
+        ends = accumulate(rows, initial=0)
+        self.shares = [sum(counts[start:end]) for start, end in pairwise(ends)]
         only = self.groups[0]
         if only.shape == self.shape:  # whose gaps are the batch's
             self.gaps = only.gaps
         else:
-            counts = [count for group in self.groups for count in group.counts]
             self.gaps = Gaps.of(counts, mask.shape[1], mask.device)
 
     def packed(self, x: Tensor) -> Tensor:
@@ -176,6 +181,19 @@ class Tokens:
             for group, its in zip(self.groups, parts, strict=True)
         ]
         return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _together(rows: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """The rows of each group: shares, and neighbours while little of the group is padding."""
+    found, start = [rows[0]], 0
+    for more in rows[1:]:
+        its = lengths[start : start + found[-1] + more]
+        if sum(its) >= (1 - TOGETHER) * max(its) * len(its):
+            found[-1] += more
+        else:
+            start += found[-1]
+            found.append(more)
+    return found
 
 
 class Group:

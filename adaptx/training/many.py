@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,12 +130,12 @@ def _loop(
                         said.add(routed.why_plain)
                     running.append(Trainee(job, config, routed.train(), run))
                 started = time.perf_counter()
-                losses, tokens = _shared_step(encoder, running, dtype)
+                stepped = _shared_step(encoder, running, dtype)
                 leaving, ended = [], []
-                for trainee, loss, count in zip(running, losses, tokens, strict=True):
+                for trainee, (loss, tokens) in zip(running, stepped, strict=True):
                     name = trainee.job.adapter.name
                     try:
-                        finished = trainee.step(loss, count)
+                        finished = trainee.step(loss, tokens)
                     except TrainingDiverged as error:
                         trainee.fail(error)
                         found.failed[name] = error
@@ -150,7 +151,8 @@ def _loop(
                 if done is not None:
                     for adapter in ended:
                         done(adapter)
-                display.shared_step(running, sum(tokens), time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                display.shared_step(running, sum(tokens for _, tokens in stepped), seconds)
         except BaseException as error:
             for trainee in running:
                 trainee.fail(error)
@@ -160,17 +162,18 @@ def _loop(
 
 def _shared_step(
     encoder: Encoder, running: Sequence[Trainee], dtype: torch.dtype
-) -> tuple[list[float], list[int]]:
+) -> list[tuple[float, int]]:
     """The forward pass of all, and the backward pass of all losses; each one's loss and tokens."""
-    drawn = [trainee.drawn() for trainee in running]
-    ids = [ids for its in drawn for ids in its]
-    counts = [len(its) for its in drawn]
-    ends = torch.tensor(counts).cumsum(0).tolist()
-    spans = list(zip([0, *ends[:-1]], ends, strict=True))
+    drawn = [(trainee, trainee.drawn()) for trainee in running]
+    # Neighbours of like length, which attention takes together.
+    drawn.sort(key=lambda pair: max(map(len, pair[1])))
+    ids = [ids for _, its in drawn for ids in its]
+    counts = [len(its) for _, its in drawn]
+    spans = list(pairwise(accumulate(counts, initial=0)))
     batch = encoder.text.batch(ids, range(len(ids)))
     input_ids = torch.from_numpy(batch.input_ids).to(encoder.device)
     mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
-    adapters = [trainee.job.adapter for trainee in running]
+    adapters = [trainee.job.adapter for trainee, _ in drawn]
     bert = running[0].routed.bert
     if bert is not None and all(trainee.routed.bert for trainee in running):
         hidden = bert.hidden(input_ids, mask, list(zip(counts, adapters, strict=True)))
@@ -178,12 +181,15 @@ def _shared_step(
         hidden = _banked(encoder, adapters, counts, input_ids, mask, dtype)
     losses = [
         trainee.loss(hidden[start:end], mask[start:end])
-        for trainee, (start, end) in zip(running, spans, strict=True)
+        for (trainee, _), (start, end) in zip(drawn, spans, strict=True)
     ]
     # Each loss depends on its own adapter alone, so the sum's gradient is each one's own.
     torch.stack(losses).sum().backward()
-    tokens = [int(mask[start:end].sum()) for start, end in spans]
-    return [float(loss.detach()) for loss in losses], tokens
+    found = {
+        trainee: (float(loss.detach()), int(mask[start:end].sum()))
+        for (trainee, _), loss, (start, end) in zip(drawn, losses, spans, strict=True)
+    }
+    return [found[trainee] for trainee in running]
 
 
 def _banked(

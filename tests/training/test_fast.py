@@ -104,17 +104,19 @@ def test_rows_of_several_adapters_are_the_banks(encoders, shares):
         close(gradients(used, fast, mask), gradients(used, plain, mask), 1e-5)
 
 
-def test_rows_between_two_cuts_are_padded_to_their_own_longest():
-    _, mask = batch([7, 3, 20, 4, 4])
-    tokens = Tokens(mask, [2, 2, 1], torch.float32)
-    assert [tuple(group.shape) for group in tokens.groups] == [(2, 7), (2, 20), (1, 4)]
-    assert tokens.sizes == [10, 24, 4]
-    x = torch.randn(38, 6)
+def test_attention_takes_neighbours_of_like_length_together():
+    _, mask = batch([7, 3, 20, 4, 19, 19, 4])
+    tokens = Tokens(mask, [2, 2, 1, 1, 1], torch.float32)
+    assert [tuple(group.shape) for group in tokens.groups] == [(2, 7), (2, 20), (2, 19), (1, 4)]
+    assert (tokens.shares, tokens.sizes) == ([10, 24, 19, 19, 4], [10, 24, 38, 4])
+    x = torch.randn(76, 6)
     assert torch.equal(tokens.packed(tokens.padded(x)), x)
     seen = []
     again = tokens.by_group(lambda value, away: seen.append((value.shape, away.shape)) or value, x)
     assert torch.equal(again, x)
-    assert seen == [((n, s, 6), (n, 1, 1, s)) for n, s in ((2, 7), (2, 20), (1, 4))]
+    assert seen == [((n, s, 6), (n, 1, 1, s)) for n, s in ((2, 7), (2, 20), (2, 19), (1, 4))]
+    nearly = Tokens(batch([20, 19, 20])[1], [1, 2], torch.float32)  # kept padded
+    assert (nearly.shares, nearly.sizes, nearly.gaps) == ([20, 40], [60], None)
 
 
 def test_bf16_is_as_near_to_fp32_as_autocast_is(encoder):
