@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
-
-from adaptx.encoder.packing import Gaps, padded, zero_padded
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Part(NamedTuple):
@@ -34,22 +33,19 @@ class Part(NamedTuple):
 class Spans:
     """The rows of x `[T, I]`, shared out: so many to each span, one after another."""
 
-    def __init__(self, sizes: Sequence[int], device: torch.device):
-        self.sizes, self.shape = list(sizes), (len(sizes), max(sizes))
-        self.gaps = Gaps.of(sizes, max(sizes), device)
+    def __init__(self, sizes: Sequence[int]):
+        self.sizes, self.alike = list(sizes), len(set(sizes)) == 1
 
     def padded(self, x_TW: Tensor) -> Tensor:
-        """`[G, M, W]`; padding repeats rows."""
-        return padded(x_TW, self.gaps, self.shape)
-
-    def zero_padded(self, x_TW: Tensor) -> Tensor:
         """`[G, M, W]`; padding is 0, so that a sum over M is one over a span's own rows."""
-        return zero_padded(x_TW, self.gaps, self.shape)
+        if self.alike:
+            return x_TW.view(len(self.sizes), -1, x_TW.shape[1])
+        return pad_sequence(x_TW.split(self.sizes), batch_first=True)
 
     def add(self, y_TW: Tensor, u_GMN: Tensor, w_GNW: Tensor) -> None:
         """Add each span's u w to its rows of y, in place."""
-        if self.gaps is None:
-            y_TW.view(*self.shape, -1).baddbmm_(u_GMN, w_GNW)
+        if self.alike:
+            y_TW.view(len(self.sizes), -1, y_TW.shape[1]).baddbmm_(u_GMN, w_GNW)
         else:  # one by one: padded, they would have to be gathered again
             for y, u, w in zip(y_TW.split(self.sizes), u_GMN, w_GNW, strict=True):
                 y.addmm_(u[: len(y)], w)
@@ -78,7 +74,7 @@ def lora_linears(
 
 def lora_linear(x: Tensor, base: nn.Linear, a_IR: Tensor, b_RO: Tensor) -> Tensor:
     """One Linear and one adapter for all of x, its matrices as a bank has them."""
-    every = Spans([x.numel() // x.shape[-1]], x.device)
+    every = Spans([x.numel() // x.shape[-1]])
     return lora_linears(x, [base], every, [[Part(a_IR.T, b_RO.T)]])[0]
 
 
@@ -133,7 +129,7 @@ class _LoraLinears(torch.autograd.Function):
             du = []
             for place, u_GMR in enumerate(_by_linear(u_GMN, b_GOR)):
                 if (b := b_GOR[place]) is not None:
-                    dy_GMO = ctx.spans.zero_padded(flat[place])
+                    dy_GMO = ctx.spans.padded(flat[place])
                     du.append(torch.bmm(dy_GMO, b))
                     db[place] = torch.bmm(dy_GMO.transpose(1, 2), u_GMR)
             du_GMN = torch.cat(du, 2) if len(du) > 1 else du[0]

@@ -48,13 +48,6 @@ def padded(x: Tensor, gaps: Gaps | None, shape: Sequence[int]) -> Tensor:
     return spread.view(*shape, -1)
 
 
-def zero_padded(x: Tensor, gaps: Gaps | None, shape: Sequence[int]) -> Tensor:
-    """`[T, W]` -> `[B, S, W]`; padding is 0. Not differentiable."""
-    if gaps is not None:
-        x = x.new_zeros((len(gaps.tokens_BS), x.shape[1])).index_copy_(0, gaps.places_T, x)
-    return x.view(*shape, -1)
-
-
 class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, places_T: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class FastBert:
         """
         with torch.autocast(input_ids.device.type, enabled=False):
             tokens = Tokens(mask, [rows for rows, _ in owners], self.dtype)
-            spans = Spans(tokens.shares, mask.device)
+            spans = Spans(tokens.shares)
             adapters = [adapter for _, adapter in owners]
             x = tokens.packed(self.embeddings(input_ids).to(self.dtype))
             for number, layer in enumerate(self.layers):
