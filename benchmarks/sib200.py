@@ -3,7 +3,7 @@
 Data      SIB-200 (Adelani et al. 2024, arXiv 2309.07445), 701/99/204 rows a language, 7 labels, in
           DATA/sib200/<language>/{train,dev,test}.tsv; DATA is --data or $ADAPTX_DATA. Any of its
           languages can be named.
-Search    the grids below, three settings for LoRA and three for full fine-tuning, each scored by
+Search    the grids below, four settings for LoRA and four for full fine-tuning, each scored by
           two-fold cross-validation over train and dev of `searched`, seed 0; the best mean is in
           `chosen`. The probe chooses its regularization among 13 values by cross-validation. No
           epoch is chosen: 99 dev rows can't tell epochs apart, the last one's averaged weights
@@ -27,9 +27,20 @@ from adaptx.tasks import Classification
 from benchmarks.scored import LORA, Suite
 
 COMMON = {"epochs": 7, "batch_size": 16, "precision": "auto"}
-TRIED = {  # learning rates, and whether the head begins as the probe's
-    "lora": ((5e-4, False), (5e-4, True), (1e-3, True)),
-    "full": ((5e-5, False), (5e-5, True), (1e-4, True)),
+FIRST = {"probe_first": True}
+TRIED = {
+    "lora": (
+        {"lr": 5e-4, "probe_first": False},
+        {"lr": 5e-4, **FIRST},
+        {"lr": 1e-3, **FIRST},
+        {"lr": 1e-3, **FIRST, "smoothing": 0.1},
+    ),
+    "full": (
+        {"lr": 5e-5, "probe_first": False},
+        {"lr": 5e-5, **FIRST},
+        {"lr": 1e-4, **FIRST},
+        {"lr": 1e-4, **FIRST, "smoothing": 0.1},
+    ),
 }
 
 
@@ -52,13 +63,8 @@ SUITE = Suite(
     task=Classification,
     metric="accuracy",
     grids={
-        "lora": [
-            {**COMMON, "lora": LORA, "lr": lr, "probe_first": first} for lr, first in TRIED["lora"]
-        ],
-        "full": [
-            {**COMMON, "dropout": 0.1, "lr": lr, "probe_first": first}
-            for lr, first in TRIED["full"]
-        ],
+        "lora": [{**COMMON, "lora": LORA, **tried} for tried in TRIED["lora"]],
+        "full": [{**COMMON, "dropout": 0.1, **tried} for tried in TRIED["full"]],
         "probe": [{}],
     },
     chosen={"lora": 2, "full": 2, "probe": 0},
