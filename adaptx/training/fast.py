@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adaptx.adapters.lora_linear import Part, Spans, lora_linears
 from adaptx.encoder.families import is_bert_shaped
-from adaptx.encoder.packing import Gaps, packed, padded
+from adaptx.training.packing import Gaps, packed, padded
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
