@@ -115,6 +115,8 @@ def test_attention_takes_neighbours_of_like_length_together():
     again = tokens.by_group(lambda value, away: seen.append((value.shape, away.shape)) or value, x)
     assert torch.equal(again, x)
     assert seen == [((n, s, 6), (n, 1, 1, s)) for n, s in ((2, 7), (2, 20), (2, 19), (1, 4))]
+    padding = Tokens(batch([20, 20, 20, 5])[1], [1, 1, 1, 1], torch.float32)  # of all four, 19%
+    assert [tuple(group.shape) for group in padding.groups] == [(4, 20)]
     nearly = Tokens(batch([20, 19, 20])[1], [1, 2], torch.float32)  # kept padded
     assert (nearly.shares, nearly.sizes, nearly.gaps) == ([20, 40], [60], None)
 
