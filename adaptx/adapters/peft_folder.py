@@ -20,9 +20,10 @@ from torch import Tensor
 from adaptx import storage
 from adaptx.adapters import folder as layout
 from adaptx.adapters import own_model
-from adaptx.adapters.adapter import Adapter, read_config
+from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.head import Head
 from adaptx.adapters.lora import LoraSite, check_config, rank_and_scale, targets, unexpressed
+from adaptx.adapters.peft_config import read_config
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import FolderError, OptionError, choices
 from adaptx.tasks import Classification

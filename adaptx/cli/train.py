@@ -240,7 +240,7 @@ def train(
     fitted = asked.fit(train_rows, dev_rows or ())
 
     import adaptx as ax
-    from adaptx.adapters.adapter import read_config
+    from adaptx.adapters.peft_config import read_config
     from adaptx.training.runlog import check_run
     from adaptx.training.runs import fresh_folder
     from adaptx.training.settings import Settings
