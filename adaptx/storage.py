@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -153,10 +153,15 @@ def manifest_name(kind: str) -> str:
     return BUNDLE if kind == "bundle" else MANIFEST
 
 
-def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> None:
-    """Write the manifest with `facts` and the sha256 of every file that stands below `folder`."""
+def write_manifest(
+    folder: Path, kind: str, facts: dict[str, Any], names: Collection[str] | None = None
+) -> None:
+    """Write the manifest with `facts` and the sha256 of every file that stands below `folder`; of
+    those in `names` alone, where others may stand there that aren't ours.
+    """
     manifest = folder / manifest_name(kind)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != manifest)
+    found = folder.rglob("*") if names is None else (folder / name for name in names)
+    paths = sorted(path for path in found if path.is_file() and path != manifest)
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
     write_json(manifest, {"schema": SCHEMA, "kind": kind, **facts, "files": files})
 

@@ -16,7 +16,7 @@ the first two.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,10 +86,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def write_facts(folder: Path, facts: Facts) -> None:
-    """Write the model card and, last, the manifest with everything's sha256."""
+def write_facts(folder: Path, facts: Facts, names: Collection[str] | None = None) -> None:
+    """Write the model card and, last, the manifest with the sha256 of every file, or of `names`."""
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
-    storage.write_manifest(folder, "adapter", asdict(facts))
+    storage.write_manifest(folder, "adapter", asdict(facts), names)
 
 
 def record_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
@@ -102,7 +102,8 @@ def record_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
         shutil.copytree(folder, made, dirs_exist_ok=True)
         for name in manifest["files"].keys() - {CARD}:
             storage.check_file(made, name, manifest)
-        write_facts(made, replace(facts, evaluation=evaluation))
+        known = manifest["files"].keys() | {CARD}  # not a clone's .git
+        write_facts(made, replace(facts, evaluation=evaluation), known)
 
 
 def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:

@@ -156,7 +156,11 @@ def _rows(batches: Iterable[Any], schema: Any, path: str) -> Iterator[Row | Data
 
 
 def _values(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """The rows of a batch as dicts; None for one that holds a text that isn't UTF-8."""
+    """The rows of a batch as dicts; None for one that holds a text that isn't UTF-8.
+
+    Dates and times come as Arrow's integers: nothing here is one, and Python hasn't all of them.
+    """
+    batch = _without_times(batch)
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
@@ -165,6 +169,18 @@ def _values(batch: Any) -> Iterator[dict[str, Any] | None]:
                 yield batch.slice(place, 1).to_pylist()[0]
             except UnicodeDecodeError:
                 yield None
+
+
+def _without_times(batch: Any) -> Any:
+    import pyarrow as pa
+
+    columns = []
+    for column in batch.columns:
+        kind = column.type
+        if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+            column = column.view(pa.int64() if kind.bit_width == 64 else pa.int32())
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:

@@ -1,8 +1,8 @@
 """CoNLL files -> tagged sentences: `token … TAG` on a line, a blank line between sentences.
 
-Fields are separated by tabs, or by spaces where a line has no tab; the first is the token and the
-last its tag. In a file of two columns a token may hold spaces, as UNER's `600 000 O` does.
-`-DOCSTART-` lines and `# ` comments before a sentence are skipped.
+Fields are separated by tabs, or by any number of spaces where a line has no tab; the first is the
+token and the last its tag. In a file of two columns a token may hold spaces, as UNER's `600 000 O`
+does. `-DOCSTART-` lines and `# ` comments before a sentence are skipped.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def read_conll(path: Path) -> Iterator[Tagged | DataError]:
 def _fields(line: str) -> list[str]:
     if not line.strip(" \t"):
         return []
-    return line.split("\t") if "\t" in line else line.split(" ")
+    return line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
 
 
 def _is_comment(fields: list[str], columns: int) -> bool:

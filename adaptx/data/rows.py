@@ -7,6 +7,7 @@ impossible (no such file, a damaged gzip stream) is raised at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -57,6 +58,8 @@ class Row(Placed):
     def label(self, column: str | None, *, needed: bool) -> str | None:
         """A label's name; numbered classes are names like any other."""
         value = self.values[column] if column else None
+        if isinstance(value, float):  # 1.0 is what a table makes of 1 in a column with gaps, of NaN
+            value = (int(value) if value.is_integer() else value) if math.isfinite(value) else None
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str) or not value.strip():

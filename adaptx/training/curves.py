@@ -15,6 +15,7 @@ from adaptx.training.runs import Run, read_log
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv*P"
 ENDINGS = (".png", ".svg", ".pdf")
+NO_SCORES = {"epoch", "step", "seconds"}  # numbers of an epoch that say nothing of dev
 
 
 def smoothed(values: Sequence[float], weight: float = 0.9) -> np.ndarray:
@@ -39,15 +40,18 @@ def plot_runs(runs: Sequence[Run], path: Path, metric: str | None = None) -> Non
     from matplotlib.figure import Figure
 
     check_ending(path)
-    metric = metric or str(runs[0].settings.get("metric", "accuracy"))
+    asked = metric
+    metric = asked or str(runs[0].settings.get("metric", "accuracy"))
     steps = [read_log(run, "step") for run in runs]
     epochs = [read_log(run, "epoch") for run in runs]
     if not any([*steps, *epochs]):
         raise OptionError(f"Nothing is logged yet in {choices(run.folder for run in runs)}.")
     scored = [[e for e in log if _number(e.get(metric))] for log in epochs]
-    known = sorted({name for log in epochs for e in log for name in e if _number(e[name])})
-    if any(epochs) and metric not in known:
-        raise OptionError(f"No run has the metric {metric!r}; there is {choices(known)}.")
+    known = {name for log in epochs for e in log for name in e if _number(e[name])} - NO_SCORES
+    if asked and metric not in known:
+        raise OptionError(
+            f"No run has the metric {metric!r}; there is {choices(sorted(known)) or 'none'}."
+        )
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     cast(Any, figure.get_layout_engine()).set(w_pad=0.1, h_pad=0.1)
     left, right = figure.subplots(1, 2)

@@ -19,7 +19,7 @@ from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import TrainingDiverged, choices
 from adaptx.evaluation.metrics import DEV_LOSS, goodness
-from adaptx.tasks import Task
+from adaptx.tasks import Classification, Task
 from adaptx.training.plan import Plan
 from adaptx.training.rows import EncodedRows, MixedRows, Rows
 from adaptx.training.runlog import method_config
@@ -47,6 +47,11 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """How it is trained, by name."""
         return asdict(self.options)
+
+    @property
+    def solved(self) -> bool:
+        """Whether it is a probe that is fitted, not trained in steps."""
+        return self.adapter.facts.method == "probe" and isinstance(self.task, Classification)
 
     def plan(self) -> Any:
         """Which rows this process takes at each step."""
@@ -114,13 +119,12 @@ class Job:
         self.adapter.with_training(facts | ({"seconds": round(seconds, 1)} if seconds else {}))
 
     def facts(self) -> dict[str, Any]:
-        """What an adapter and a run's log say of how it was trained."""
-        probe = self.adapter.facts.method == "probe"  # fitted: few settings are its own
+        """What an adapter and a run say of how it was trained; few settings are a solver's."""
         settings = self.settings
-        used = ("seed", "max_length", "metric") if probe else tuple(settings)
+        used = ("seed", "max_length", "metric") if self.solved else tuple(settings)
         return {
             "settings": {name: settings[name] for name in used},
-            "precision": "no" if probe else self.accelerator.mixed_precision,
+            "precision": "no" if self.solved else self.accelerator.mixed_precision,
             "processes": self.accelerator.num_processes,
             "train_rows": len(self.train),
             "dev_rows": len(self.dev),

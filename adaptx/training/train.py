@@ -24,7 +24,7 @@ from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, TrainingInterrupted, choices
 from adaptx.evaluation.metrics import task_scores
 from adaptx.machine import flags, has_bf16
-from adaptx.tasks import Classification, Task
+from adaptx.tasks import Task
 from adaptx.training.average import Average
 from adaptx.training.checkpoint import Checkpoint
 from adaptx.training.display import Display
@@ -99,7 +99,6 @@ def train(
     dev_rows = open_data(dev, task, **columns) if dev is not None else []
     task = task.fit(train_rows, dev_rows)
     options = options.for_task(task)
-    solved = config is None and isinstance(task, Classification)
     if config is None and not task.has_head:
         raise OptionError(f"The task {task.kind} has no head, so a probe has nothing to learn.")
     check_probe_first(options, task)
@@ -117,17 +116,17 @@ def train(
     check_distribution(accelerator)
     place(encoder, adapter, accelerator)
     encoded = training_rows(encoder, adapter, task, train_rows)
-    if not isinstance(encoded, EncodedRows) and (solved or options.probe_first):
+    held_out = EncodedRows.of(encoder, adapter, task, dev_rows)
+    job = Job(encoder, adapter, task, options, accelerator, encoded, held_out)
+    if not isinstance(encoded, EncodedRows) and (job.solved or options.probe_first):
         raise OptionError(
             "A probe is solved on all rows at once, and this file is larger than memory: take a "
             "part of it, or train an adapter without a probe first."
         )
-    held_out = EncodedRows.of(encoder, adapter, task, dev_rows)
-    job = Job(encoder, adapter, task, options, accelerator, encoded, held_out)
     found = find_checkpoint(job, run) if resume and run is not None else None
     goes_on = (found.step, len(found.state["history"])) if found else (0, 0)
     with RunLog(run, accelerator, job.about(config), goes_on) as log:
-        if solved:
+        if job.solved:
             with held(encoder, accelerator) as working:
                 history = _probe(replace(job, encoder=working))
             log.epoch(history[-1], best=True)

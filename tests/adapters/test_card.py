@@ -163,11 +163,14 @@ def saved(small, tmp_path):
 
 def test_scores_are_recorded_in_the_folder_and_stay_through_load_and_save(small, saved, tmp_path):
     (saved / "notes.txt").write_text("mine")
+    (saved / ".git").mkdir()  # a clone from the Hub
+    (saved / ".git" / "config").write_text("[core]")
     before = (saved / "head.safetensors").read_bytes()
     record_evaluation(saved, EVALUATION)
     facts, manifest = read_facts(saved)
     assert facts.evaluation == EVALUATION
-    assert "README.md" in manifest["files"]
+    assert manifest["files"].keys() == {"README.md", "head.safetensors"}
+    assert (saved / ".git" / "config").read_text() == "[core]"
     assert (saved / "head.safetensors").read_bytes() == before
     assert (saved / "notes.txt").read_text() == "mine"
     assert "sw (test.tsv)" in (saved / "README.md").read_text()

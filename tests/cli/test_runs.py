@@ -131,6 +131,19 @@ def test_plot_refuses_what_it_cant_draw(folder, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_a_run_without_dev_has_its_loss_drawn(folder, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(folder / "runs" / "slow", bare)
+    entries = [json.loads(line) for line in (bare / "log.jsonl").read_text().splitlines()]
+    kept = ("kind", "epoch", "step", "loss", "seconds", "lr", "tokens")
+    lines = [json.dumps({k: v for k, v in entry.items() if k in kept}) for entry in entries]
+    (bare / "log.jsonl").write_text("\n".join(lines) + "\n")
+    run("runs", "plot", bare, "-o", tmp_path / "x.png")
+    assert pixels(tmp_path / "x.png").std() > 0
+    said = refused("runs", "plot", bare, "-o", tmp_path / "y.png", "--metric", "f1")
+    assert said.rstrip().endswith("there is loss.")
+
+
 def test_the_smoothed_loss_is_the_unbiased_moving_average():
     import numpy as np
 

@@ -69,6 +69,14 @@ def test_a_token_may_hold_spaces_where_there_are_two_columns(tmp_path):
     assert row.tokens == ("na", "600 000", "New York")
 
 
+def test_columns_may_be_aligned_with_spaces(tmp_path):
+    path = write(tmp_path / "a.conll", "Samia  B-PER\nSuluhu I-PER \n\n600 000   O\n")
+    assert found(read_tagged(path)) == [
+        (("Samia", "Suluhu"), ("B-PER", "I-PER")),
+        (("600 000",), ("O",)),
+    ]
+
+
 def test_an_entity_may_begin_with_i(tmp_path):
     path = write(tmp_path / "a.conll", "Samia I-PER\n")
     assert read_tagged(path)[0].tags == ("I-PER",)

@@ -207,6 +207,16 @@ def test_other_columns_may_hold_anything(tmp_path):
     assert pairs(read_examples(path)) == [("a", "x")]
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.date32(), pa.duration("s"), pa.timestamp("us", "Nowhere/Atlantis"), pa.time64("us")]
+)
+def test_times_that_python_cant_hold_are_no_hindrance(tmp_path, kind):
+    wide = kind.bit_width == 64
+    times = pa.array([2**62 if wide else 2**31 - 1], pa.int64() if wide else pa.int32()).view(kind)
+    path = table(tmp_path / "a.parquet", {"text": ["a"], "label": ["x"], "at": times})
+    assert pairs(read_examples(path)) == [("a", "x")]
+
+
 @pytest.mark.parametrize("content", [b"", b"text\tlabel\n", b"PAR1" + b"\0" * 100 + b"PAR1"])
 def test_what_is_no_parquet_is_refused(tmp_path, content):
     path = tmp_path / "a.parquet"

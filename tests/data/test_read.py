@@ -131,6 +131,11 @@ def test_numbers_as_labels_become_their_names(tmp_path):
     rows = [{"text": "a", "label": 0}, {"text": "b", "label": -1}, {"text": "c", "label": 2.5}]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
     assert [example.label for example in read_examples(path)] == ["0", "-1", "2.5"]
+    path = write(tmp_path / "gaps.jsonl", '{"text": "a", "label": 1.0}')  # as pandas writes gaps
+    assert [example.label for example in read_examples(path)] == ["1"]
+    for missing in ("NaN", "Infinity", "null"):
+        path = write(tmp_path / "b.jsonl", f'{{"text": "a", "label": {missing}}}')
+        assert "give the row a label" in refusal(read_examples, path, 1)
     path = write(tmp_path / "a.tsv", "text\tlabel\na\t0\nb\t1\n")
     assert [example.label for example in read_examples(path)] == ["0", "1"]
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 
 import adaptx as ax
+from adaptx.data.records import Tagged
 from adaptx.errors import FolderError, OptionError, OutputExists
 from adaptx.training import runs
 from adaptx.training.runlog import RunLog
@@ -118,6 +119,15 @@ def test_a_probe_has_a_run_of_one_epoch(small, tmp_path):
     run = runs.read_run(tmp_path / "probe")
     assert (run.state, run.method, run.epochs, run.config) == ("done", "probe", 1, {})
     assert run.best["accuracy"] == runs.read_log(run, "epoch")[0]["accuracy"]
+    assert run.settings.keys() == {"seed", "max_length", "metric"}
+
+
+def test_the_settings_of_a_probe_that_is_trained_in_steps_are_kept(small, tmp_path):
+    rows = [Tagged(("Samia", "alifika"), ("B-PER", "O")) for _ in range(4)]
+    options = {"train": rows, "epochs": 2, "lr": 1e-2, "run": tmp_path / "probe"}
+    probe = ax.train(small, ax.tasks.TokenClassification(), None, name="p", **options)
+    for said in (runs.read_run(tmp_path / "probe").settings, probe.facts.training["settings"]):
+        assert (said["epochs"], said["lr"]) == (2, 1e-2)
 
 
 def test_divergence_marks_the_run(small, tmp_path):
