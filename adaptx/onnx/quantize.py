@@ -312,9 +312,10 @@ def with_saturation(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.initializer.extend(map(numpy_helper.from_array, ends, (low, high)))
         graph.node.extend(
             [
-                helper.make_node("Less", [x, low], [f"{low}?"]),
-                helper.make_node("Greater", [x, high], [f"{high}?"]),
-                helper.make_node("Or", [f"{low}?", f"{high}?"], [f"{x}/beyond"]),
+                helper.make_node("GreaterOrEqual", [x, low], [f"{low}?"]),
+                helper.make_node("LessOrEqual", [x, high], [f"{high}?"]),
+                helper.make_node("And", [f"{low}?", f"{high}?"], [f"{x}/within"]),
+                helper.make_node("Not", [f"{x}/within"], [f"{x}/beyond"]),  # NaN is beyond, too
                 helper.make_node("Cast", [f"{x}/beyond"], [f"{x}/beyond/1"], to=1),
                 helper.make_node("ReduceMean", [f"{x}/beyond/1"], [f"{x}/share"], keepdims=0),
             ]

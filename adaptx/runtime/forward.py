@@ -5,7 +5,7 @@ H hidden width, S tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,16 +28,18 @@ class Forward:
         rows: Sequence[Resident | None],
         *,
         tokens: bool = True,
+        then: Callable[[int, np.ndarray], np.ndarray] = lambda row, state: state,
     ) -> list[np.ndarray]:
         """What each row's head reads, fp32: a vector `[H]`, or all its tokens' `[S, H]`.
 
-        Without `tokens` those have their mean instead.
+        Without `tokens` those have their mean instead. `then(row, state)` is what is kept of each:
+        the states of all rows at once may be more than memory holds.
         """
         poolings = [row.loaded.pooling if row else "mean" for row in rows]
         if not tokens:
             poolings = ["mean" if pooling == TOKENS else pooling for pooling in poolings]
         if len(ids) == 1 and len(ids[0]) > 1:  # nothing to sort, pad or share out: 0.1 ms less
-            return [self._lone(ids[0], rows[0], poolings[0])]
+            return [then(0, self._lone(ids[0], rows[0], poolings[0]))]
         places = [row.place if row else None for row in rows]
         fallback = next((place.chunk for place in places if place), self.nothing)
         groups: dict[int, list[int]] = {}
@@ -71,7 +73,7 @@ class Forward:
         found = [np.empty(0, np.float32)] * len(ids)
         for taken, (mean, hidden) in zip(members, self.sessions.run(batches), strict=True):
             for at, i in enumerate(taken):
-                found[i] = _taken(poolings[i], mean, hidden, at, len(ids[i]))
+                found[i] = then(i, _taken(poolings[i], mean, hidden, at, len(ids[i])))
         return found
 
     def _lone(self, ids: Sequence[int], row: Resident | None, pooling: str) -> np.ndarray:
@@ -90,4 +92,4 @@ def _taken(
     """A row's states by its pooling, padding taken away."""
     if pooling == "mean" or hidden_BSH is None:
         return mean_BH[row]
-    return hidden_BSH[row, 0] if pooling == "cls" else hidden_BSH[row, :tokens]
+    return hidden_BSH[row, 0].copy() if pooling == "cls" else hidden_BSH[row, :tokens]

@@ -49,6 +49,11 @@ class Head:
         self.activation = ACTIVATIONS[activation] if activation else None
         self.width = self.tensors["weight"].shape[1]
 
+    @property
+    def bytes(self) -> int:
+        """The memory that its tensors take."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     def __call__(self, pooled_BH: np.ndarray) -> np.ndarray:
         """Pooled states fp32 `[B, H]` -> logits fp32 `[B, L]`; each row by itself."""
         return np.stack([self.row(row) for row in pooled_BH])

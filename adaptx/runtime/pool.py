@@ -61,36 +61,43 @@ class Resident:
     bytes: int
     leases: int = 0
     removed: bool = False
-    saturation: float | None = None
 
 
 @dataclass
 class Known:
-    """An adapter on disk."""
+    """An adapter on disk. `unchecked`: its saturation is to be measured when it is first loaded."""
 
     folder: Path
     facts: Facts
     pinned: bool = False
+    unchecked: bool = True
+    saturation: float | None = None
     loading: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Pool:
     """The adapters by name, and the bank. Its lock is never held while a graph runs or a file is
     read.
+
+    `measure(name, place)` is the saturation of an adapter in the bank, or raises FolderError.
     """
 
     def __init__(
-        self, bank: LiveBank, load: Callable[[Path], Loaded], limit: int | str | None = None
+        self,
+        bank: LiveBank,
+        load: Callable[[Path], Loaded],
+        measure: Callable[[str, Place | None], float | None],
+        limit: int | str | None = None,
     ):
-        self.bank, self.counts = bank, Counts()
+        self.bank, self.counts, self._measure = bank, Counts(), measure
         self.most, self.most_bytes = parse_limit(limit)
         self.known: dict[str, Known] = {}
         self.resident: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
         self._load, self._lock = load, threading.Lock()
 
-    def know(self, folder: Path, facts: Facts, *, pin: bool = False) -> None:
+    def know(self, folder: Path, facts: Facts, *, pin: bool = False, check: bool = True) -> None:
         """Remember an adapter's folder; OptionError where its name is taken."""
-        self._know(Known(folder, facts, pin))
+        self._know(Known(folder, facts, pin, check))
 
     def _know(self, known: Known) -> None:
         with self._lock:
@@ -101,13 +108,24 @@ class Pool:
                 )
             self.known[name] = known
 
-    def add(self, folder: Path, loaded: Loaded, *, pin: bool = False) -> None:
-        """`know`, and write the adapter, which was read already, into a free slot."""
+    def add(
+        self, folder: Path, loaded: Loaded, *, pin: bool = False, check: bool = True
+    ) -> tuple[Known, Resident | None]:
+        """`know`, and write the adapter, which was read already, into a free slot.
+
+        The resident is None where another thread has removed it again.
+        """
         started = time.perf_counter()
-        rows, known = self._rows(loaded), Known(folder, loaded.facts, pin)
+        rows, known = self._rows(loaded), Known(folder, loaded.facts, pin, check)
         with known.loading:  # who asks for it from now on waits
             self._know(known)
-            self._insert(known, loaded, rows, started)
+            try:
+                return known, self._insert(known, loaded, rows, started)
+            except BaseException:
+                with self._lock:
+                    if self.known.get(name := loaded.facts.name) is known:
+                        del self.known[name]
+                raise
 
     def forget(self, name: str) -> None:
         """Take an adapter out; its slot is free once no running answer uses it."""
@@ -193,14 +211,23 @@ class Pool:
         leases: int = 0,
     ) -> Resident | None:
         """None where the adapter was removed meanwhile."""
-        place = None
+        place, name = None, known.facts.name
         if rows is not None:
             with self._lock:
                 place = self.bank.take(loaded.rank)
             self.bank.write(place, rows)
-        loaded = replace(loaded, sites={})  # they are in the bank now
-        made = Resident(loaded, place, place.chunk.slot_bytes if place else 0, leases)
-        seconds, name = time.perf_counter() - started, known.facts.name
+        size = (place.chunk.slot_bytes if place else 0) + (loaded.head.bytes if loaded.head else 0)
+        made = Resident(replace(loaded, sites={}), place, size, leases)  # they are in the bank now
+        if known.unchecked:
+            try:
+                known.saturation = self._measure(name, place)
+            except BaseException:
+                with self._lock:
+                    made.removed, made.leases = True, 0
+                    self._free(made)
+                raise
+            known.unchecked = False
+        seconds = time.perf_counter() - started
         with self._lock:
             if self.known.get(name) is not known:
                 made.removed, made.leases = True, 0

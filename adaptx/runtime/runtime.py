@@ -8,11 +8,10 @@ Every method may be called from any thread at any time. H hidden width.
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -42,7 +41,7 @@ from adaptx.runtime.loading import load
 from adaptx.runtime.pool import Counts, Known, Pool, Resident
 from adaptx.runtime.reading import plain_ids, refuse_cut, windows_of
 from adaptx.runtime.saturation import Check
-from adaptx.runtime.sessions import Sessions
+from adaptx.runtime.sessions import Graphs, Sessions
 from adaptx.tasks import Task
 
 SLOTS = 32  # of a chunk of the bank
@@ -64,14 +63,13 @@ class Runtime:
         facts: BundleFacts,
         text: TextEncoder,
         sessions: Sessions,
-        pool: Pool,
+        bank: LiveBank,
+        max_resident: int | str | None,
     ):
-        self.folder, self.facts, self.text = folder, facts, text
-        self._sessions, self.pool = sessions, pool
-        self._forward = Forward(text, sessions, pool.bank.nothing)
-        self._forward = Forward(text, sessions, pool.bank.nothing)
-        self._check = Check(folder, facts) if (folder / CHECK).is_file() else None
-        self._checking = threading.Lock()
+        self.folder, self.facts, self.text, self._sessions = folder, facts, text, sessions
+        self._forward = Forward(text, sessions, bank.nothing)
+        self._check = Check(sessions.graphs, facts) if (folder / CHECK).is_file() else None
+        self.pool = Pool(bank, lambda path: load(path, facts), self._saturation, max_resident)
 
     @classmethod
     def open(
@@ -85,7 +83,7 @@ class Runtime:
         max_resident: int | str | None = None,
         pin: Sequence[str] = (),
     ) -> Runtime:
-        """Open a bundle, every file checked against its sha256.
+        """Open a bundle, every file checked against its sha256; an adapter's when it is read.
 
         threads       how many to use; None: every core that this process may use
         arena         keep onnxruntime's memory between runs: faster, and more of it
@@ -101,9 +99,9 @@ class Runtime:
         for name, value in (("threads", threads), ("slots", slots)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
-        folder = Path(folder)
+        folder = Path(folder).absolute()  # a later chdir changes nothing
         facts, listed = read_bundle(folder)
-        sessions = Sessions(folder, facts.hidden_size, threads or cores(), arena)
+        sessions = Sessions(Graphs(folder), facts.hidden_size, threads or cores(), arena)
         check_files(folder, listed, but=(WEIGHTS,))
         check_locations(folder)
         # onnxruntime and sha256 let other threads run meanwhile; reading a tokenizer takes longest.
@@ -114,15 +112,15 @@ class Runtime:
             whole.result()
             opened.result()
         bank = LiveBank(facts.banks, facts.bank_dtype, slots)
-        pool = Pool(bank, lambda path: load(path, facts), max_resident)
-        made = cls(folder, facts, text, sessions, pool)
+        made = cls(folder, facts, text, sessions, bank, max_resident)
+        pool = made.pool
         if library is not None and not Path(library).is_dir():
             raise FolderError(f"There is no folder {library} of adapters.")
         own = [folder / ADAPTERS / name for name in facts.adapters]
         others = Path(library).glob(f"*/{storage.MANIFEST}") if library is not None else ()
         for path in (*own, *sorted(manifest.parent for manifest in others)):
             about, _ = read_facts(path)
-            pool.know(path, about, pin=about.name in pin)
+            pool.know(path, about, pin=about.name in pin, check=path not in own)
         if unknown := sorted(set(pin) - pool.known.keys()):
             raise OptionError(f"pin names {choices(unknown)}; there is {choices(pool.known)}.")
         first = [
@@ -183,9 +181,10 @@ class Runtime:
             # (row, number of its window), one after another
             places = [(i, n) for i, its in enumerate(windows) for n in range(len(its))]
             ids = [windows[i][n].ids for i, n in places]
-            states = iter(self._forward.states(ids, [rows[i] for i, _ in places]))
+            taken = [rows[i] for i, _ in places]
+            outputs = iter(self._forward.states(ids, taken, then=partial(_output, taken)))
             return [
-                _answer(one, name, row, its, [next(states) for _ in its])
+                _answer(one, name, row, its, [next(outputs) for _ in its])
                 for one, name, row, its in zip(texts, names, rows, windows, strict=True)
             ]
 
@@ -249,27 +248,22 @@ class Runtime:
         """
         folder = Path(folder)
         loaded = load(folder, self.facts)
-        name = loaded.facts.name
-        self.pool.add(folder, loaded, pin=pin)
-        if check:
-            self.check(name)
-        return _info(name, *self.pool.about(name))
+        return _info(loaded.facts.name, *self.pool.add(folder, loaded, pin=pin, check=check))
 
     def check(self, name: str, *, warn: bool = True) -> float | None:
         """The saturation of an adapter (see AdapterInfo), with a warning where it is too large."""
+        with self.pool.lease([name]) as held:
+            found = self._saturation(name, held[name].place, warn=warn)
+        self.pool.about(name)[0].saturation = found
+        return found
+
+    def _saturation(self, name: str, place: Place | None, *, warn: bool = True) -> float | None:
+        """That of an adapter in the bank; None where nothing is cut off."""
         if self._check is None:
             return None
-        with self.pool.lease([name]) as held:
-            with self._checking:
-                found = self._check.measure(held[name].place or Place(self.pool.bank.nothing, 0))
-            held[name].saturation = found
-        if warn and found > self._check.bound:
-            warnings.warn(
-                f"Adapter {name!r} drives {found:.1%} of the values at a site beyond the range of "
-                f"int8 that this bundle was calibrated for: its answers may differ from fp32. "
-                f"Export the bundle again with it among the adapters.",
-                stacklevel=3,
-            )
+        found = self._check.measure(name, place or Place(self.pool.bank.nothing, 0))
+        if warn:
+            self._check.warn(name, found)
         return found
 
     def remove(self, name: str) -> None:
@@ -338,8 +332,14 @@ def _info(name: str, known: Known, resident: Resident | None) -> AdapterInfo:
         rank=resident.loaded.rank if resident else None,
         resident=resident is not None,
         pinned=known.pinned,
-        saturation=resident.saturation if resident else None,
+        saturation=known.saturation,
     )
+
+
+def _output(rows: Sequence[Resident | None], i: int, state: np.ndarray) -> np.ndarray:
+    """What the head of a row's adapter makes of its state; without a head, the state."""
+    row = rows[i]
+    return row.loaded.head.row(state) if row is not None and row.loaded.head is not None else state
 
 
 def _answer(
@@ -347,13 +347,11 @@ def _answer(
     name: str | None,
     row: Resident | None,
     windows: Sequence[Window],
-    states: Sequence[np.ndarray],
+    outputs: Sequence[np.ndarray],
 ) -> Answer:
     cut = sum(window.cut for window in windows)
     if row is None or row.loaded.task is None:
-        return Answer(name, None, states[0], cut)
-    head = row.loaded.head
-    outputs = [head.row(state) for state in states] if head is not None else states
+        return Answer(name, None, outputs[0], cut)
     answer = row.loaded.task.answer(one, windows, outputs)
     is_vector = isinstance(answer, np.ndarray)
     return Answer(name, None if is_vector else answer, answer if is_vector else None, cut)

@@ -9,9 +9,10 @@ Each session is opened when it is first needed. B rows, S tokens, H width.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from adaptx.errors import FolderError
 from adaptx.machine import overflows
 from adaptx.runtime.bank import Chunk
 from adaptx.runtime.layout import (
+    CHECK,
     HIDDEN,
     IDS,
     INPUT_IDS,
@@ -28,6 +30,8 @@ from adaptx.runtime.layout import (
     MASK,
     MEAN,
     MODEL,
+    PROBE,
+    WEIGHTS,
 )
 
 ROWS, TOKENS = 8, 512  # of a micro-batch, at most (but one row may be longer)
@@ -88,13 +92,42 @@ class MicroBatch(NamedTuple):
     hidden: bool  # whether token states are asked for, beside their mean
 
 
+class Graphs:
+    """A bundle's graphs, opened when they are needed: from the files that stood there at first."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files = self._stamps()
+
+    def open(self, name: str, threads: int, **options: bool) -> Any:
+        """A session (see open_session); FolderError where the bundle has become another."""
+        try:
+            return open_session(self.folder / name, threads, **options)
+        finally:  # an error of onnxruntime's, too, has its reason in this
+            if self._stamps() != self._files:
+                raise FolderError(
+                    f"{self.folder} isn't the bundle that was opened: its files were replaced or "
+                    f"taken away since. Open it again."
+                )
+
+    def _stamps(self) -> dict[str, tuple[int, ...]]:
+        """What tells a file from another of its name."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name in (MODEL, LONE, CHECK, WEIGHTS, PROBE):
+            with suppress(FileNotFoundError):
+                file = (self.folder / name).stat()
+                found[name] = file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
+        return found
+
+
 class Sessions:
     """The sessions and workers of a bundle."""
 
-    def __init__(self, folder: Path, width: int, threads: int, arena: bool):
-        self.folder, self.width, self.threads, self.arena = folder, width, threads, arena
-        self.has_lone = (folder / LONE).is_file()
+    def __init__(self, graphs: Graphs, width: int, threads: int, arena: bool):
+        self.graphs, self.width, self.threads, self.arena = graphs, width, threads, arena
+        self.has_lone = (graphs.folder / LONE).is_file()
         self._opened: dict[tuple[str, int], Any] = {}
+        self._opening = threading.Lock()
         self._lock = threading.Lock()
         self._local = threading.local()
         self._running = 0
@@ -102,11 +135,12 @@ class Sessions:
 
     def session(self, name: str, threads: int) -> Any:
         """The session of one of the bundle's graphs with so many threads."""
-        with self._lock:
-            if (name, threads) not in self._opened:
-                opened = open_session(self.folder / name, threads, arena=self.arena)
-                self._opened[name, threads] = opened
-            return self._opened[name, threads]
+        key = name, threads
+        if key not in self._opened:  # who has a session already doesn't wait for another's
+            with self._opening:
+                if key not in self._opened:
+                    self._opened[key] = self.graphs.open(name, threads, arena=self.arena)
+        return self._opened[key]
 
     def first(self) -> Any:
         """The session that a lone text takes."""
@@ -117,21 +151,26 @@ class Sessions:
         share = -(-rows // self.threads)
         return max(1, min(ROWS, share, TOKENS // max(tokens, 1)))
 
-    def run(self, batches: Sequence[MicroBatch]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """(mean fp32 `[B, H]`, hidden fp32 `[B, S, H]` where asked for) of each micro-batch."""
+    def run(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """(mean fp32 `[B, H]`, hidden fp32 `[B, S, H]` where asked for) of each micro-batch, in
+        order; none is kept here once it is given.
+        """
         with self._lock:
             self._running += 1
             alone = self._running == 1 and len(batches) == 1
         try:
             if alone or self.threads == 1:
-                return [self._one(batch, self.threads) for batch in batches]
+                for batch in batches:
+                    yield self._one(batch, self.threads)
+                return
             with self._lock:
                 if self._workers is None:
                     self._workers = ThreadPoolExecutor(self.threads, "adaptx")
-                jobs: list[Future[Any]] = [
+                jobs: deque[Future[Any]] = deque(
                     self._workers.submit(self._one, batch, 1) for batch in batches
-                ]
-            return [job.result() for job in jobs]
+                )
+            while jobs:
+                yield jobs.popleft().result()
         finally:
             with self._lock:
                 self._running -= 1

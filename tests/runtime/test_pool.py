@@ -13,7 +13,7 @@ from adaptx.runtime import Runtime
 from adaptx.runtime.bank import LiveBank
 from adaptx.runtime.loading import load
 from adaptx.runtime.pool import Pool, parse_limit
-from tests.runtime.conftest import TEXTS, acting
+from tests.runtime.conftest import TEXTS, TOPICS, acting
 
 MORE = [f"more-{i}" for i in range(40)]
 
@@ -101,24 +101,29 @@ def test_pinned_ones_stay(int8, others):
 
 
 def test_the_limit_may_be_of_bytes(int8, others, oracle):
+    """Of what is in the bank, and of heads."""
+    head = 4 * len(TOPICS) * (32 + 1)  # fp32 [3, 32] and [3]
     with opened(int8, others, max_resident="1MB") as runtime:
         runtime.embed(["x"], "more-1")
         one = runtime.counts()["resident_bytes"]  # of rank 8
-        assert one == sum(a[0].nbytes for a in runtime.pool.bank.chunks[0].arrays.values())
+        slot = sum(a[0].nbytes for a in runtime.pool.bank.chunks[0].arrays.values())
+        assert one == slot + head
+        runtime.embed(["x"], "probe")  # of rank 0, with two labels
+        assert runtime.counts()["resident_bytes"] == one + 4 * 2 * (32 + 1)
     with opened(int8, others, max_resident=f"{3.5 * one / 1000}KB") as runtime:
         for name in MORE[1:20:2]:
             assert np.array_equal(runtime.embed(TEXTS[:3], name), oracle[name])
         counts = runtime.counts()
         assert (counts["resident"], counts["resident_bytes"]) == (3, 3 * one)
         runtime.embed(["x"] * 2, ["more-0", "more-2"])  # of rank 2, in a chunk of 4
-        assert runtime.counts()["resident_bytes"] == 2.5 * one + one / 2
+        assert runtime.counts()["resident_bytes"] == 3 * slot + 2 * head  # these have none
         check_sound(runtime.pool)
 
 
 def test_heads_alone_take_no_slot(int8, others):
     with opened(int8, others, max_resident=1) as runtime:
         runtime.predict(["x"], "probe")
-        assert runtime.counts()["resident_bytes"] == 0 and not runtime.pool.bank.chunks
+        assert runtime.pool.resident["probe"].place is None and not runtime.pool.bank.chunks
 
 
 def test_arrays_of_an_adapter_are_held_once_only(int8, others):
@@ -201,7 +206,7 @@ def test_an_adapter_that_is_removed_while_it_is_read(runtime, encoder, tmp_path,
     for language in ("sw", "yo"):
         acting(encoder, "x", 1, language=language).save(tmp_path / language)
     holding = Held(runtime.facts)
-    pool = Pool(LiveBank(runtime.facts.banks, "float32", 2), holding)
+    pool = Pool(LiveBank(runtime.facts.banks, "float32", 2), holding, lambda name, place: None)
     pool.know(tmp_path / "sw", read_facts(tmp_path / "sw")[0])
     with ThreadPoolExecutor(1) as threads:
         reader = threads.submit(leased, pool, "x")
@@ -217,3 +222,18 @@ def test_an_adapter_that_is_removed_while_it_is_read(runtime, encoder, tmp_path,
                 reader.result(30)
     check_sound(pool)
     assert list(pool.resident) == (["x"] if again else [])
+
+
+def test_an_adapter_that_is_removed_while_it_is_added(runtime, encoder, tmp_path):
+    """It was added, and is there no more: no error, and no slot is lost."""
+    folder = acting(encoder, "x", 1).save(tmp_path / "x")
+    facts = runtime.facts
+
+    def measure(name, place):
+        pool.forget(name)
+        return 0.25
+
+    pool = Pool(LiveBank(facts.banks, "float32", 2), lambda path: load(path, facts), measure)
+    known, resident = pool.add(folder, load(folder, facts))
+    assert (known.saturation, resident, pool.known) == (0.25, None, {})
+    check_sound(pool)

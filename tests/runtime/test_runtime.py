@@ -1,8 +1,10 @@
 """What an open bundle answers, against torch with the same adapters."""
 
 import os
+import shutil
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from adaptx.errors import FolderError, OptionError
 from adaptx.runtime import Runtime
+from adaptx.runtime.sessions import MicroBatch
 from tests.runtime.conftest import MOODS, TEXTS, TOPICS
 
 MIXED = ["sw-topics", None, "wide", "bare", "yo-moods", "probe", "imported", "bare", None, "wide"]
@@ -168,6 +171,47 @@ def test_a_closed_runtime_starts_its_workers_again(int8):
         before = runtime.embed(TEXTS, MIXED)
     assert np.array_equal(runtime.embed(TEXTS, MIXED), before)
     runtime.close()
+
+
+def test_a_bundle_that_was_replaced_is_noticed(int8, fp32, tmp_path):
+    """Graphs are opened when they are needed: one of another bundle would answer otherwise."""
+    folder = shutil.copytree(int8, tmp_path / "bundle")
+    with Runtime.open(folder, threads=2) as runtime:
+        before = runtime.embed(TEXTS[:1], "bare")
+        folder.rename(tmp_path / "old")
+        shutil.copytree(fp32, folder)
+        for ask in (lambda: runtime.embed(TEXTS, "bare"), lambda: runtime.check("bare")):
+            with pytest.raises(FolderError, match=r"were replaced.*Open it again"):
+                ask()
+        assert np.array_equal(runtime.embed(TEXTS[:1], "bare"), before)
+
+
+def test_a_folder_may_be_named_from_where_one_stands(int8, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(int8.parent)
+    with Runtime.open(int8.name, threads=2) as runtime:
+        monkeypatch.chdir(tmp_path)
+        assert np.array_equal(runtime.embed(TEXTS, MIXED), small[0].embed(TEXTS, MIXED))
+
+
+def test_who_has_a_session_waits_for_no_others(int8):
+    with Runtime.open(int8, threads=2) as runtime:
+        before = runtime.embed(TEXTS[:1])
+        with runtime._sessions._opening:  # another thread opens one
+            assert np.array_equal(runtime.embed(TEXTS[:1]), before)
+
+
+def test_states_are_not_kept_once_they_are_read(small):
+    """Those of all rows at once may be more than memory holds."""
+    runtime = small[1]
+    ids = np.array([[0, 100, 200, 2]], np.int64)
+    nothing = runtime.pool.bank.nothing
+    batch = MicroBatch(ids, np.ones_like(ids), np.zeros(1, np.int64), nothing, hidden=True)
+    given = runtime._sessions.run([batch] * 2)
+    first = weakref.ref(next(given)[1])
+    next(given)
+    assert first() is None
+    (answer,) = runtime.predict([LONG], "yo-moods")  # its head reads the first token's state
+    assert answer.prediction.label in MOODS
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

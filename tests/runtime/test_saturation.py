@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 import adaptx as ax
+from adaptx.errors import FolderError
 from adaptx.runtime import Runtime
 from adaptx.runtime.layout import CHECK, IDS, INPUT_IDS, MASK, SATURATION, WEIGHTS
 from adaptx.runtime.verify import read_probe
@@ -41,6 +42,32 @@ def test_one_beyond_the_calibrated_range_is_warned_of(runtime, encoder, tmp_path
         runtime.remove("times-50")
         info = runtime.add(tmp_path / "times-50", check=False)
     assert info.saturation is None and runtime.predict(["OK"], "times-50")[0].prediction
+
+
+def test_one_of_a_library_is_measured_when_it_is_first_read(int8, encoder, tmp_path):
+    for factor in (1, 50):
+        scaled(encoder, factor, tmp_path / "library")
+    with Runtime.open(int8, threads=1, library=tmp_path / "library", max_resident=1) as runtime:
+        with pytest.warns(UserWarning, match="'times-50' drives"):
+            runtime.embed(["OK"], "times-50")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            runtime.embed(["OK"], "times-1")
+            found = {info.name: info.saturation for info in runtime.adapters()}  # it was let go
+            runtime.embed(["OK"], "times-50")
+        assert found["times-1"] <= runtime._check.bound < found["times-50"]
+        assert found["probe"] is None  # the bundle's own were measured at its export
+
+
+def test_one_whose_states_are_no_numbers_is_refused(encoder, adapters, tmp_path):
+    ax.export(encoder, [adapters["wide"], adapters["bare"]], tmp_path / "bundle", bank="fp32")
+    with Runtime.open(tmp_path / "bundle", threads=1) as runtime:
+        before = runtime.adapters()
+        with pytest.raises(FolderError, match=r"'times-1e\+30' makes .* infinite"):
+            runtime.add(scaled(encoder, 1e30, tmp_path))
+        assert runtime.adapters() == before
+        with pytest.warns(UserWarning, match=r"'times-1000000' drives \d+\.\d%"):
+            runtime.add(scaled(encoder, 10**6, tmp_path))
 
 
 def test_the_bundles_own_are_within_its_bound(runtime):
