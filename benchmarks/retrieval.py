@@ -8,8 +8,7 @@ Search    the grids below, scored on the dev pairs of `searched` with seed 0. Th
           settings apart: the plain encoder finds all of Swahili's and Amharic's. So the first
           setting stands, and the epoch is chosen by dev loss.
 Score     accuracy (recall at 1): the share of sentences whose translation is strictly nearer, by
-          cosine, than every other English sentence of the test set. A sentence that stands there
-          twice therefore counts as missed.
+          cosine, than every other English sentence of the test set.
 Command   python -m benchmarks.retrieval --methods lora,plain
           python -m benchmarks.retrieval --search lora
 """

@@ -87,7 +87,7 @@ def tally(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> Tally:
     if isinstance(task, QuestionAnswering):
         return answer_tally(records, answers)
     if isinstance(task, Retrieval):
-        return rank_tally(answers)
+        return rank_tally(records, answers)
     if isinstance(task, Summarization):
         return rouge_tally(records, answers)
     raise OptionError(f"The task {task.kind!r} has no metrics.")

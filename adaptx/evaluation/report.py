@@ -23,7 +23,7 @@ from adaptx.evaluation.metrics import (
     tally_by_label,
     task_scores,
 )
-from adaptx.evaluation.tally import Tally, ratio
+from adaptx.evaluation.tally import Tally, joined, ratio
 from adaptx.tasks import Classification, Similarity, Task
 from adaptx.tasks.classification import METRICS
 
@@ -132,12 +132,16 @@ class Report:
 class AnswersReport:
     """Answers beside records, of a task whose scores are sums over rows, divided (metrics.Tally).
 
+    `parts` are the reports whose rows it has, where it is of several data sets: each is counted by
+    itself, so that a search is among its own data set's texts.
+
     Raises OptionError when there are no rows, or not as many answers as records.
     """
 
     task: Task
     records: Sequence[Any]
     answers: Sequence[Any]
+    parts: Sequence[AnswersReport] = ()
 
     def __post_init__(self) -> None:
         if len(self.records) != len(self.answers) or not len(self.records):
@@ -155,7 +159,8 @@ class AnswersReport:
         """Its rows and those of other reports of the same task, as one."""
         every = (self, *reports)
         records = [record for report in every for record in report.records]
-        return AnswersReport(self.task, records, [a for report in every for a in report.answers])
+        answers = [answer for report in every for answer in report.answers]
+        return AnswersReport(self.task, records, answers, every)
 
     def less(
         self, other: AnswersReport, metric: str, groups: np.ndarray | None = None
@@ -175,12 +180,16 @@ class AnswersReport:
     @cached_property
     def tally(self) -> Tally:
         """Each metric's numerator and denominator by row."""
+        if self.parts:
+            return joined([part.tally for part in self.parts])
         return tally(self.task, self.records, self.answers)
 
     @cached_property
     def scores(self) -> dict[str, float]:
         """The task's metrics."""
-        return task_scores(self.task, self.records, self.answers)
+        if isinstance(self.task, Similarity):
+            return task_scores(self.task, self.records, self.answers)
+        return {name: ratio(*both) for name, both in self.tally.items()}
 
     @cached_property
     def interval(self) -> tuple[float, float]:

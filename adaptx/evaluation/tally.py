@@ -6,6 +6,8 @@ N rows, L labels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 Tally = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -19,3 +21,12 @@ def share(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 def ratio(above: np.ndarray, below: np.ndarray) -> float:
     """The score of all rows."""
     return float(share(above.sum(0), below.sum(0)).mean())
+
+
+def joined(tallies: Sequence[Tally]) -> Tally:
+    """The rows of all, one tally after another."""
+    found: Tally = {}
+    for name in tallies[0]:
+        above, below = zip(*(tally[name] for tally in tallies), strict=True)
+        found[name] = np.concatenate(above), np.concatenate(below)
+    return found

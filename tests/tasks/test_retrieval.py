@@ -12,6 +12,8 @@ import adaptx as ax
 from adaptx.data.records import Pair
 from adaptx.errors import DataError, OptionError
 from adaptx.evaluation.metrics import task_scores
+from adaptx.evaluation.report import AnswersReport
+from adaptx.evaluation.side_by_side import ALL, SideBySide
 from adaptx.tasks import Retrieval, task_from_json
 from adaptx.training.rows import EncodedRows
 
@@ -103,13 +105,26 @@ def test_one_pair_with_a_negative_is_enough():
     assert Retrieval().fit([Pair("a", "b", negatives=("c",))]) == Retrieval()
 
 
+def searched(records, seed):
+    """Vectors of the records' texts, alike for equal texts, and their scores."""
+    generator = np.random.default_rng(seed)
+    drawn = {}
+
+    def vector(kind, text):
+        if (kind, text) not in drawn:
+            v = generator.normal(size=4)
+            drawn[kind, text] = v / np.linalg.norm(v)
+        return drawn[kind, text]
+
+    vectors = [np.stack([vector("a", r.text), vector("b", r.other)]) for r in records]
+    return np.stack(vectors), task_scores(Retrieval(), records, vectors)
+
+
 @seeded
 @given(st.integers(0, 999), st.integers(2, 15))
 def test_scores_are_those_of_each_search(seed, rows):
-    generator = np.random.default_rng(seed)
-    vectors = generator.normal(size=(rows, 2, 4))
-    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
-    found = task_scores(Retrieval(), [Pair("a", "b")] * rows, list(vectors))
+    records = [Pair(f"a{i}", f"b{i}") for i in range(rows)]
+    vectors, found = searched(records, seed)
     cosines = vectors[:, 0] @ vectors[:, 1].T
     ranks = [1 + sum(cosines[i] > cosines[i, i]) for i in range(rows)]
     assert found["mrr"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
@@ -118,9 +133,44 @@ def test_scores_are_those_of_each_search(seed, rows):
     assert found["ndcg_at_10"] == pytest.approx(ndcg_score(np.eye(rows), cosines, k=10))
 
 
+@seeded
+@given(rows, st.integers(0, 999))
+def test_a_right_answer_is_no_error_of_its_query(records, seed):
+    """Texts equal to its own answer, or to another of the same query's, aren't searched."""
+    vectors, found = searched(records, seed)
+    cosines = vectors[:, 0] @ vectors[:, 1].T
+    ranks = []
+    for i, mine in enumerate(records):
+        right = {other.other for other in records if other.text == mine.text}
+        wrong = [j for j, other in enumerate(records) if other.other not in right]
+        ranks.append(1 + sum(cosines[i, j] >= cosines[i, i] for j in wrong))
+    assert found["mrr"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
+
+
+def test_two_questions_of_one_passage_are_both_found():
+    east, north = np.eye(2)
+    records = [Pair("wapi?", "Dodoma"), Pair("lini?", "Dodoma"), Pair("nani?", "Asha")]
+    vectors = [np.stack([v, v]) for v in (east, east, north)]
+    assert set(task_scores(Retrieval(), records, vectors).values()) == {1.0}
+
+
+def test_data_sets_together_are_each_searched_alone():
+    """`all` of two data sets with the same vectors has the scores of each."""
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(12, 2, 4))
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    sw, en = (
+        AnswersReport(Retrieval(), [Pair(f"{x}{i}", f"{x}{i}") for i in range(12)], list(vectors))
+        for x in ("sw", "en")
+    )
+    together = SideBySide({"search": {"sw": sw, "en": en}})
+    assert together.report("search", ALL).scores == pytest.approx(sw.scores)
+    assert sw.scores["mrr"] < 0.9 and together.report("search", ALL).rows == 24
+
+
 def test_a_tie_counts_as_lost():
-    same = [np.ones((2, 2)) / math.sqrt(2)] * 3
-    assert task_scores(Retrieval(), [Pair("a", "b")] * 3, same)["recall_at_1"] == 0
+    records, same = [Pair(x, x) for x in "abc"], [np.ones((2, 2)) / math.sqrt(2)] * 3
+    assert task_scores(Retrieval(), records, same)["recall_at_1"] == 0
 
 
 def test_a_text_is_one_vector_and_a_pair_two(small):
