@@ -9,8 +9,9 @@ Data      XQuAD (Artetxe et al. 2020, arXiv 1910.11856; CC BY-SA 4.0), SQuAD's 2
           compare with published ones, of models trained on SQuAD's 88,000 questions.
 Search    the grids below, two learning rates for each method, scored on English dev rows with seed
           0; the best is in `chosen`. The epoch is the best on dev.
-Score     SQuAD's F1 and exact match on the test questions of each language, after one training on
-          English. `probe` is the head alone, on the frozen encoder's token states.
+Score     F1 and exact match (adaptx.evaluation.questions) on the test questions of each language,
+          after one training on English. `probe` is the head alone, on the frozen encoder's token
+          states.
 Command   python -m benchmarks.qa --methods lora,probe,full
           python -m benchmarks.qa --search lora,probe,full
 """

@@ -1,4 +1,4 @@
-"""Scores of answers, by task (scikit-learn's, seqeval's and SQuAD's definitions).
+"""Scores of answers, by task (scikit-learn's and seqeval's definitions, and after SQuAD's).
 
 Most are a sum over rows divided by another: a `Tally` has both by row, which is what intervals are
 drawn from. N rows.

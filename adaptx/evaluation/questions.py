@@ -1,13 +1,16 @@
-"""Question answering: SQuAD's exact match and F1 (Rajpurkar et al. 2016, arXiv 1606.05250).
+"""Question answering: exact match and F1 after SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250).
 
-Both forget case, punctuation, white space and the English articles; a question with several gold
-answers counts the nearest. As in XQuAD, words are what stands between white space, in every
-language.
+Texts are compared in lower case, without punctuation, without the English words a, an and the, and
+with one space for any white space; a question with several gold answers counts the nearest.
+Punctuation is `string.punctuation`, as in SQuAD's script, and every character of Unicode's category
+P, as in MLQA's (Lewis et al. 2020, arXiv 1910.07475). Words are what then stands between spaces, in
+every language; no other language's articles are left out.
 """
 
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -43,5 +46,9 @@ def word_f1(said: str, gold: str) -> float:
 
 def normalized(text: str) -> str:
     """What is compared."""
-    kept = "".join(c for c in text.lower() if not unicodedata.category(c).startswith("P"))
+    kept = "".join(c for c in text.lower() if not _is_punctuation(c))
     return " ".join(_ARTICLES.sub(" ", kept).split())
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")

@@ -73,7 +73,7 @@ class QuestionAnswering(Task):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """SQuAD's: words in common, and answers that are the same."""
+        """Words in common, and answers that are the same (adaptx.evaluation.questions)."""
         return "f1", "exact_match"
 
     @property

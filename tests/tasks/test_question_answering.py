@@ -1,3 +1,6 @@
+import re
+import string
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from adaptx.data.records import Passage
 from adaptx.data.windows import Window
 from adaptx.errors import DataError, OptionError
 from adaptx.evaluation.metrics import task_scores
-from adaptx.evaluation.questions import word_f1
+from adaptx.evaluation.questions import normalized, word_f1
 from adaptx.tasks import QuestionAnswering, task_from_json
 from adaptx.tasks.base import IGNORED
 from adaptx.tasks.question_answering import END, START, Span
@@ -108,6 +111,33 @@ def test_the_likeliest_span_of_all_windows_is_the_answer_and_none_is_longer_than
 )
 def test_word_f1(said, gold, f1):
     assert word_f1(said, gold) == pytest.approx(f1)
+
+
+def by_squads_script(text):
+    """evaluate-v1.1.py's: lower case, no string.punctuation, no articles, one space."""
+    kept = "".join(c for c in text.lower() if c not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+@pytest.mark.parametrize(
+    "text", ["$5.2 Billion", "x + y", "<b>", "10^9", "a=b", "The H~O", "1 | 2", "an `x`", "50 %"]
+)
+def test_what_is_compared_of_ascii_is_what_squads_script_compares(text):
+    assert normalized(text) == by_squads_script(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("¿Qué?", "qué"),
+        ("“Dodoma” — 1973–1996", "dodoma 19731996"),
+        ("दिल्ली।", "दिल्ली"),
+        ("el río, der Fluss", "el río der fluss"),  # only English articles go
+        ("5 €", "5 €"),  # a symbol beyond ASCII stays, as in MLQA's script
+    ],
+)
+def test_beyond_ascii_unicodes_punctuation_goes_too(text, kept):
+    assert normalized(text) == kept
 
 
 def test_the_nearest_of_several_gold_answers_counts():
