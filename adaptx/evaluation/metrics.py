@@ -81,7 +81,7 @@ def tally(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> Tally:
     """Each metric's numerator and denominator by row, of a task that isn't classification."""
     if isinstance(task, TokenClassification):
         spans = span_tally(records, answers) if task.scheme == "bio" else {}
-        return spans | word_tally(records, answers)
+        return spans | word_tally(task, records, answers)
     if isinstance(task, MultiLabel):
         return label_tally(*_named(task, records, answers))
     if isinstance(task, QuestionAnswering):

@@ -12,7 +12,7 @@ import numpy as np
 
 from adaptx.data.records import Tagged
 from adaptx.evaluation.tally import Tally
-from adaptx.tasks.token_classification import Tags
+from adaptx.tasks.token_classification import Tags, TokenClassification
 
 
 def span_tally(
@@ -39,10 +39,15 @@ def span_tally(
     }
 
 
-def word_tally(records: Sequence[Tagged], answers: Sequence[Tags]) -> Tally:
-    """The share of the words whose tag is right, by sentence as in `span_tally`."""
+def word_tally(
+    task: TokenClassification, records: Sequence[Tagged], answers: Sequence[Tags]
+) -> Tally:
+    """The share of the words whose tag is right, by sentence as in `span_tally`.
+
+    Gold tags are repaired first where the task repairs them.
+    """
     right = [
-        sum(a == b for a, b in zip(record.tags, answer.tags, strict=True))
+        sum(a == b for a, b in zip(task.repaired(record.tags), answer.tags, strict=True))
         for record, answer in zip(records, answers, strict=True)
     ]
     words = [len(record.tags) for record in records]

@@ -183,7 +183,7 @@ class TokenClassification(Task):
         found = []
         for record, its_windows in zip(records, windows, strict=True):
             spans = word_spans(list(record.tokens))
-            tags = self._repaired(record.tags)
+            tags = self.repaired(record.tags)
             for number, window in enumerate(its_windows):
                 target = np.full(len(window.ids), IGNORED, np.int64)
                 for word, token in first_tokens(spans, window, number == 0):
@@ -191,8 +191,9 @@ class TokenClassification(Task):
                 found.append(target)
         return found
 
-    def _repaired(self, tags: Sequence[str]) -> list[str]:
-        if self.scheme != "bio":
+    def repaired(self, tags: Sequence[str]) -> list[str]:
+        """Tags as they are, or with `repair` BIO in which each entity begins with B-."""
+        if self.scheme != "bio" or not self.repair:
             return list(tags)
         found, before = [], ""
         for tag in tags:

@@ -62,6 +62,9 @@ def test_repair_begins_an_entity_where_nothing_goes_on():
     task = TokenClassification(repair=True).fit([row("a b c", "O I-LOC I-LOC")])
     (target,) = task.targets([row("a b c", "O I-LOC I-LOC")], [[window([(0, 1), (2, 3), (4, 5)])]])
     assert target.tolist() == [IGNORED, 0, 1, 2, IGNORED]
+    said = Tags(("a", "b", "c"), ("O", "B-LOC", "I-LOC"), (), True)
+    found = task_scores(task, [row("a b c", "O I-LOC I-LOC")], [said])
+    assert found == dict.fromkeys(task.metrics, 1.0)
 
 
 def test_what_dev_has_alone_and_one_tag_alone_are_refused():
