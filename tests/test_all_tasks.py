@@ -117,6 +117,23 @@ def test_it_learns_what_it_was_shown(adapters, encoder, name):
     assert report.to_json()["rows"] == len(records)
 
 
+@pytest.mark.parametrize("name", [*TASKS, "language"])
+def test_records_of_another_task_are_refused(adapters, encoder, name):
+    task, records = TASKS.get(name, (ax.tasks.MaskedLanguage(), [Example("Mvua inanyesha.")]))
+    other = passage(0, SENTENCES[0]) if name != "answers" else tagged(SENTENCES[0])
+    wrong = [records[0], other]
+    said = f"{task.kind}.* class {type(records[0]).__name__} .* 2 is of {type(other).__name__}"
+    for given in ({"train": wrong}, {"train": records, "dev": wrong}):
+        with pytest.raises(OptionError, match=said):
+            ax.train(encoder, task, None, name="x", **given)
+    if name in adapters:
+        with pytest.raises(OptionError, match=said):
+            evaluate(encoder, adapters[name], wrong)
+    if name in adapters and name != "vectors":
+        with pytest.raises(OptionError, match=said):
+            ax.audit(encoder, adapters[name], wrong, swaps=[("Dodoma", "Kigali")])
+
+
 def test_each_answers_in_its_natural_shape(adapters, encoder):
     found = {n: encoder.predict([one], adapters[n])[0] for n, one in INPUTS.items()}
     assert found["topics"].label == "walikwenda"

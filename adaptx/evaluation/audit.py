@@ -160,6 +160,7 @@ def audit(
         raise OptionError("There is nothing to audit: give groups, swaps, or both.")
     if not records:
         raise OptionError("There are no rows to audit.")
+    task.check_class(records)
     inputs = task.inputs(records)
     if groups is not None:
         task.check(records)

@@ -25,8 +25,8 @@ def evaluate(
 
     `labels` sets the order that a report of classification counts in; without it the adapter's own.
     Adapters with the same labels in another order can so be compared. Raises OptionError for an
-    adapter without a task, DataError for a label that it can't answer, LabelSetsDiffer for `labels`
-    that aren't its own.
+    adapter without a task and for records of another, DataError for a label that it can't answer,
+    LabelSetsDiffer for `labels` that aren't its own.
     """
     task = adapter.task
     if task is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from adaptx.data.encode import TextEncoder
+from adaptx.data.large import IndexedExamples
 from adaptx.data.windows import Input, Window, whole
 from adaptx.errors import OptionError, choices
 
@@ -70,6 +71,7 @@ class Task:
     """One file a task, a frozen dataclass; its fields are what `to_json` writes down.
 
     kind     its name in adaptx.json, in `adaptx data check --task` and in `--task`
+    record   what its data is made of (adaptx.data.records)
     labels   what its outputs are called; fit() takes them from the data
     pooling  how token states become what the head reads: "mean", "cls", or TOKENS, all of them
     together whether the windows of a record are trained on together, as one row; else each is a row
@@ -87,6 +89,7 @@ class Task:
 
     kind: ClassVar[str]
     hub: ClassVar[str]
+    record: ClassVar[type]
     together: ClassVar[bool] = False
     has_head: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
@@ -116,7 +119,20 @@ class Task:
         raise NotImplementedError
 
     def check(self, records: Sequence[Any]) -> None:
-        """Raise DataError for a record that this task, with its labels, can't learn or answer."""
+        """Raise DataError for a record that this task, with its labels, can't learn or answer, and
+        OptionError as `check_class`.
+        """
+        self.check_class(records)
+
+    def check_class(self, records: Sequence[Any]) -> None:
+        """Raise OptionError for records of another class; a large file's first is looked at."""
+        some = records[:1] if isinstance(records, IndexedExamples) else records
+        for number, record in enumerate(some, 1):
+            if not isinstance(record, self.record):
+                raise OptionError(
+                    f"The task {self.kind!r} takes records of the class {self.record.__name__} "
+                    f"(adaptx.data.records), and number {number} is of {type(record).__name__}."
+                )
 
     def inputs(self, records: Sequence[Any]) -> list[Input]:
         """What is read of each record, to answer it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Classification(Task):
 
     kind = "classification"
     hub = "text-classification"
+    record: ClassVar[type] = Example
     problem = "single_label_classification"
 
     def __post_init__(self) -> None:
@@ -93,6 +94,7 @@ class Classification(Task):
 
     def check(self, records: Sequence[Example]) -> None:
         """Raise DataError for a label that isn't one of the task's."""
+        super().check(records)
         self.targets(records)
 
     def targets(

@@ -50,6 +50,7 @@ class MaskedLanguage(Task):
 
     kind = "masked-language"
     hub = "fill-mask"
+    record = Example
     chooses = False
     answers = False
 

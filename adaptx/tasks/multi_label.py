@@ -48,6 +48,7 @@ class MultiLabel(Task):
 
     kind = "multi-label"
     hub = "text-classification"
+    record = Labelled
     problem = "multi_label_classification"
     chooses = False
 
@@ -79,6 +80,7 @@ class MultiLabel(Task):
 
     def check(self, records: Sequence[Labelled]) -> None:
         """Raise DataError for a label that isn't one of the task's."""
+        super().check(records)
         known = set(self.labels)
         for record in records:
             if unknown := [name for name in record.names if name not in known]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptx.data.records import Pair
 from adaptx.data.windows import Input
 from adaptx.tasks.classification import Classification
 
@@ -19,6 +20,7 @@ class PairClassification(Classification):
     """One of `labels` for each pair of texts (data.records.Pair)."""
 
     kind = "pairs"
+    record = Pair
     two_texts = True
 
     @property

@@ -60,6 +60,7 @@ class QuestionAnswering(Task):
 
     kind = "question-answering"
     hub = "question-answering"
+    record = Passage
     chooses = False
     two_texts = True
 

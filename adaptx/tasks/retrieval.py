@@ -49,6 +49,7 @@ class Retrieval(Task):
 
     kind = "retrieval"
     hub = "feature-extraction"
+    record = Pair
     together = True
     has_head = False
     chooses = False

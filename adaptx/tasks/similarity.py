@@ -46,6 +46,7 @@ class Similarity(Task):
 
     kind = "similarity"
     hub = "text-classification"
+    record = Pair
     problem = "regression"
     chooses = False
     two_texts = True
@@ -84,6 +85,7 @@ class Similarity(Task):
 
     def check(self, records: Sequence[Pair]) -> None:
         """Raise DataError for a score that is no number."""
+        super().check(records)
         _values(records)
 
     def inputs(self, records: Sequence[Pair]) -> list[Input]:

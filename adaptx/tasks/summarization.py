@@ -69,6 +69,7 @@ class Summarization(Task):
 
     kind = "extractive-summarization"
     hub = "summarization"
+    record = Document
     chooses = False
 
     def __post_init__(self) -> None:

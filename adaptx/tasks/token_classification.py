@@ -80,6 +80,7 @@ class TokenClassification(Task):
 
     kind = "token-classification"
     hub = "token-classification"
+    record = Tagged
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", checked_labels(self.labels))
@@ -127,6 +128,7 @@ class TokenClassification(Task):
 
     def check(self, records: Sequence[Tagged]) -> None:
         """Raise DataError for an unknown tag, and for BIO that isn't (see `repair`)."""
+        super().check(records)
         known = set(self.labels)
         for record in records:
             before = "O"
