@@ -174,7 +174,7 @@ def _named(item: str, task: str) -> tuple[str, str]:
 def _checked(adapters: list[Path]) -> tuple[dict[str, Facts], Task]:
     """The adapters' facts, each by a name of its own, and their task, when they can be compared."""
     from adaptx.cli.opening import facts_with_task
-    from adaptx.evaluation.evaluate import check_labels
+    from adaptx.evaluation.evaluate import check_labels, checked_task
     from adaptx.tasks import task_from_json
 
     found = [facts_with_task(folder) for folder in adapters]
@@ -184,7 +184,9 @@ def _checked(adapters: list[Path]) -> tuple[dict[str, Facts], Task]:
     if len(set(names)) < len(names):
         raise OptionError(f"An adapter is given twice: {choices(names)}.")
     facts = dict(zip(names, found, strict=True))
-    tasks = {name: task_from_json(one.task or {}) for name, one in facts.items()}
+    tasks = {
+        name: checked_task(name, task_from_json(one.task or {})) for name, one in facts.items()
+    }
     if len(kinds := {task.kind for task in tasks.values()}) > 1:
         raise OptionError(f"Adapters of different tasks don't compare: {choices(sorted(kinds))}.")
     check_labels({name: task.labels for name, task in tasks.items()})

@@ -11,6 +11,7 @@ from adaptx.evaluation.report import AnyReport, report_of
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
     from adaptx.encoder.encoder import Encoder
+    from adaptx.tasks import Task
 
 
 def evaluate(
@@ -25,17 +26,27 @@ def evaluate(
 
     `labels` sets the order that a report of classification counts in; without it the adapter's own.
     Adapters with the same labels in another order can so be compared. Raises OptionError for an
-    adapter without a task and for records of another, DataError for a label that it can't answer,
-    LabelSetsDiffer for `labels` that aren't its own.
+    adapter without answers and for records of another task, DataError for a label that it can't
+    answer, LabelSetsDiffer for `labels` that aren't its own.
     """
-    task = adapter.task
-    if task is None:
-        raise no_head(adapter.name)
+    task = checked_task(adapter.name, adapter.task)
     names = tuple(labels or task.labels)
     check_labels({"the labels asked for": names, adapter.name: task.labels})
     task.check(records)
     answers = encoder.predict(task.inputs(records), adapter, batch_size=batch_size)
     return report_of(task, records, answers, names)
+
+
+def checked_task(name: str, task: Task | None) -> Task:
+    """An adapter's task, whose answers can be scored; OptionError where it gives none."""
+    if task is None:
+        raise no_head(name)
+    if not task.answers:
+        raise OptionError(
+            f"Adapter {name!r} is of the task {task.kind!r}, which answers nothing that could be "
+            f"scored: its {choices(task.metrics)} is measured in training, on --dev (dev=…)."
+        )
+    return task
 
 
 def no_head(name: str) -> OptionError:

@@ -137,6 +137,9 @@ def test_what_cant_be_evaluated_is_refused(small, probes, tmp_path):
     assert "only 'two' has a, b" in said
     assert "two.jsonl, line 1: unknown label 'a'" in refused("eval", mean, "-d", data)
     assert "has no head" in refused("eval", tmp_path / "bare", "-d", swh)
+    ax.Adapter.new(small, ax.tasks.MaskedLanguage(), None, name="mlm").save(tmp_path / "mlm")
+    texts = ["-d", DATA / "tasks" / "passages.txt", "--encoder", tmp_path / "absent"]
+    assert "is measured in training, on --dev" in refused("eval", tmp_path / "mlm", *texts)
     assert "given twice" in refused("eval", mean, mean, "-d", swh)
     assert "no adapter folder" in refused("eval", tmp_path / "absent", "-d", swh)
     assert "same name" in refused("eval", mean, "-d", swh, "-d", swh)

@@ -59,6 +59,9 @@ def test_an_order_of_labels_makes_no_difference(small, probe):
 def test_what_cant_be_evaluated_is_refused(small, probe):
     with pytest.raises(OptionError, match="has no head"):
         ax.evaluate(small, ax.Adapter.new(small, None, None, name="bare"), TEST["swh"])
+    language = ax.Adapter.new(small, ax.tasks.MaskedLanguage(), None, name="language")
+    with pytest.raises(OptionError, match="its perplexity is measured in training, on --dev"):
+        ax.evaluate(small, language, TEST["swh"])
     with pytest.raises(DataError, match=r"x\.tsv, line 3: unknown label 'hali ya hewa'"):
         ax.evaluate(small, probe, [Example("Mvua", "hali ya hewa", "x.tsv", 3)])
     with pytest.raises(LabelSetsDiffer, match="only 'p' has entertainment"):
