@@ -13,9 +13,10 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, groupby
+from itertools import accumulate, combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,46 @@ def pairs_of(sets: Sequence[Sequence[str]]) -> list[Pair]:
     return [pair for terms in sets for pair in combinations(terms, 2)]
 
 
-def swapper(pair: Pair) -> Callable[[str], str]:
-    """What puts each of two terms in the place of the other, everywhere in a text at once.
+@dataclass(frozen=True)
+class Swapper:
+    """Puts each of two terms in the place of the other, everywhere in a text at once.
 
     Where both are written alike (both capitalized, or neither), doing it twice gives the text back.
     """
+
+    pattern: re.Pattern[str]
+    partner: Mapping[str, str]
+
+    def __call__(self, text: str) -> str:
+        """The text with the terms swapped."""
+        return self.pattern.sub(lambda match: self.partner[match[0]], text)
+
+    def words(self, words: Sequence[str]) -> list[str]:
+        """A text's words, spaces between them, once the terms are swapped in it.
+
+        A term's partner is as many words as it has; every other word stays as it is, with the
+        spaces that it may hold.
+        """
+        text = " ".join(words)
+        matches = list(self.pattern.finditer(text))
+        if not matches:
+            return list(words)
+        ends = {end - 1 for end in accumulate(len(word) + 1 for word in words)}
+        characters = [None if place in ends else text[place] for place in range(len(text))]
+        for match in reversed(matches):
+            partner = self.partner[match[0]]
+            characters[slice(*match.span())] = [None if c == " " else c for c in partner]
+        found = [""]
+        for character in characters:
+            if character is None:
+                found.append("")
+            else:
+                found[-1] += character
+        return found
+
+
+def swapper(pair: Pair) -> Swapper:
+    """What swaps two terms."""
     partner: dict[str, str] = {}
     for case in (str, str.lower, str.upper, _capitalized):
         for form in ("NFC", "NFD"):
@@ -95,8 +131,7 @@ def swapper(pair: Pair) -> Callable[[str], str]:
             partner.setdefault(one, other)
             partner.setdefault(other, one)
     longest_first = sorted(partner, key=lambda term: (-len(term), term))
-    pattern = re.compile("|".join(map(_standing, longest_first)))
-    return lambda text: pattern.sub(lambda match: partner[match[0]], text)
+    return Swapper(re.compile("|".join(map(_standing, longest_first))), partner)
 
 
 def _capitalized(term: str) -> str:

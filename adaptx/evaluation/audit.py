@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptx.data.swaps import check_swaps, pairs_of, swapper
+from adaptx.data.swaps import Swapper, check_swaps, pairs_of, swapper
 from adaptx.errors import OptionError
 from adaptx.evaluation.compare import ratio_resamples
 from adaptx.evaluation.evaluate import no_head
@@ -166,7 +166,7 @@ def audit(
         task.check(records)
         check_groups(records, groups)
     sets = check_swaps(swaps or ())
-    variants = _variants(inputs, sets) if swaps is not None else []
+    variants = _variants(task, inputs, sets) if swaps is not None else []
     answers = encoder.predict(inputs, adapter, batch_size=batch_size)
     by_group = audit_groups(task, records, answers, groups) if groups is not None else None
     by_swap = None
@@ -176,19 +176,19 @@ def audit(
             _swap(task, row, terms, inputs[row], one, answers[row], answer)
             for (row, terms, one), answer in zip(variants, said, strict=True)
         ]
-        by_swap = _swap_audit(found, inputs, sets, examples)
+        by_swap = _swap_audit(task, found, inputs, sets, examples)
     return Audit(adapter.name, len(records), by_group, by_swap)
 
 
 def _variants(
-    inputs: Sequence[Any], sets: Sequence[tuple[str, ...]]
+    task: Task, inputs: Sequence[Any], sets: Sequence[tuple[str, ...]]
 ) -> list[tuple[int, tuple[str, str], Any]]:
     """(row, terms, the input with them swapped) wherever that makes another."""
     found = []
     for terms in pairs_of(sets):
         swap = swapper(terms)
         for row, one in enumerate(inputs):
-            if (made := _swapped(swap, one)) != one:
+            if (made := _swapped(task, swap, one)) != one:
                 found.append((row, terms, made))
     if not found:
         raise OptionError(
@@ -199,13 +199,13 @@ def _variants(
     return sorted(found, key=lambda one: one[0])
 
 
-def _swapped(swap: Any, one: Any) -> Any:
-    """A text, both of two texts, or a list of words, with the terms swapped."""
+def _swapped(task: Task, swap: Swapper, one: Any) -> Any:
+    """A text, both of two texts, or a list of words or of sentences, with the terms swapped."""
     if isinstance(one, str):
         return swap(one)
-    if isinstance(one, tuple):
-        return tuple(map(swap, one))
-    return swap(" ".join(one)).split(" ")
+    if isinstance(task, TokenClassification):
+        return swap.words(one)
+    return type(one)(map(swap, one))
 
 
 def _swap(
@@ -251,14 +251,18 @@ def one_line(one: Any) -> str:
 
 
 def _swap_audit(
-    found: Sequence[Swap], inputs: Sequence[Any], sets: Sequence[tuple[str, ...]], examples: int
+    task: Task,
+    found: Sequence[Swap],
+    inputs: Sequence[Any],
+    sets: Sequence[tuple[str, ...]],
+    examples: int,
 ) -> SwapAudit:
     by_pair: dict[tuple[str, str], list[Swap]] = {}
     for swap in found:
         by_pair.setdefault(swap.terms, []).append(swap)
     pairs = {terms: Swapped.of(swaps) for terms, swaps in by_pair.items()}
     worst = sorted(found, key=lambda swap: (-bool(swap.changed), -abs(swap.change or 0)))
-    held = {term for terms in sets for term in terms if _is_held(term, inputs)}
+    held = {term for terms in sets for term in terms if _is_held(task, term, inputs)}
     return SwapAudit(
         total=Swapped.of(found),
         pairs=dict(
@@ -272,7 +276,7 @@ def _swap_audit(
     )
 
 
-def _is_held(term: str, inputs: Sequence[Any]) -> bool:
+def _is_held(task: Task, term: str, inputs: Sequence[Any]) -> bool:
     """Whether a row holds a term: whether it changes when the term is put in another's place."""
     swap = swapper((term, "\0"))
-    return any(_swapped(swap, one) != one for one in inputs)
+    return any(_swapped(task, swap, one) != one for one in inputs)

@@ -57,6 +57,24 @@ def test_cases_and_forms_are_kept():
     assert swapper(("他", "她"))("我们看见他了") == "我们看见她了"
 
 
+@pytest.mark.parametrize(
+    ("words", "swapped"),
+    [
+        (["600 000", "watu", "na", "Asha"], ["600 000", "watu", "na", "New", "York"]),
+        (["New", "York", "ni", "mji", "wa  leo"], ["Asha", "ni", "mji", "wa  leo"]),
+        (["New York", "ni"], ["Asha", "ni"]),
+        (["(Asha)", "Asha-Asha"], ["(New", "York)", "New", "York-New", "York"]),
+        (["600 000", "watu"], ["600 000", "watu"]),
+        (["", "a "], ["", "a "]),
+        ([], []),
+    ],
+)
+def test_words_without_a_term_stay_as_they_are(words, swapped):
+    swap = swapper(("Asha", "New York"))
+    assert swap.words(words) == swapped
+    assert " ".join(swapped) == swap(" ".join(words))
+
+
 def write(path, text):
     path.write_text(text, encoding="utf-8")
     return path

@@ -152,6 +152,16 @@ def test_every_task_with_an_answer_is_audited(small, task, record, after):
     assert [part.title for part in parts(found)]
 
 
+def test_words_with_a_space_in_them_are_no_swap(small):
+    adapter = adapter_for(small, ax.tasks.TokenClassification(("O", "B-PER", "I-PER")))
+    records = [Tagged(("600 000", "watu"), ("O", "O")), Tagged(("Asha", "600 000"), ("O", "O"))]
+    found = ax.audit(small, adapter, records, swaps=[("Asha", "John")]).swaps
+    assert (found.total.rows, found.total.swaps, found.without) == (1, 1, 1)
+    (swap,) = found.worst
+    (answer,) = small.predict([["John", "600 000"]], adapter)
+    assert swap.answer_after == str(answer)
+
+
 def test_a_spans_text_is_swapped_too_before_it_is_compared(small):
     """The same span in both passages is the same answer, whoever's name it is."""
     adapter = adapter_for(small, ax.tasks.QuestionAnswering(longest=1))
