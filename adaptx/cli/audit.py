@@ -68,6 +68,7 @@ def audit(
     from adaptx.data.read import read_column
     from adaptx.data.streams import Columns
     from adaptx.data.swaps import read_swaps
+    from adaptx.evaluation.audit import check_audited
     from adaptx.tasks import task_from_json
 
     if group_column is None and swaps is None:
@@ -75,7 +76,8 @@ def audit(
     if html:
         storage.check_file_output(html, overwrite)
     folder = find_folder(adapter)
-    task = task_from_json(facts_with_task(folder).task or {})
+    facts = facts_with_task(folder)
+    task = check_audited(facts.name, task_from_json(facts.task or {}))
     sets = read_swaps(swaps) if swaps else None
     columns = Columns(text_column, label_column, other_column, labelled=group_column is not None)
     records = open_records(data, task.kind, columns)

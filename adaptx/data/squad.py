@@ -20,8 +20,11 @@ from adaptx.data.tables import read_lines
 from adaptx.errors import DataError, choices
 
 
-def read_squad(path: Path) -> Iterator[Passage | DataError]:
-    """The questions of a SQuAD 1.1 or 2.0 file, in its order."""
+def read_squad(path: Path, *, labelled: bool = True) -> Iterator[Passage | DataError]:
+    """The questions of a SQuAD 1.1 or 2.0 file, in its order.
+
+    With `labelled` off, a question may be without its list of answers.
+    """
     try:
         value = json.loads("".join(line.decoded() for line in read_lines(path)))
     except (ValueError, RecursionError) as error:
@@ -36,16 +39,19 @@ def read_squad(path: Path) -> Iterator[Passage | DataError]:
             context = paragraph.get("context")
             for count, question in enumerate(questions, 1):
                 try:
-                    yield _question(question, context, f"question {count} of {where}", path)
+                    asked = question if labelled else _perhaps_answered(question)
+                    yield _question(asked, context, f"question {count} of {where}", path)
                 except DataError as error:
                     yield error
 
 
-def passage_of(row: Row) -> Passage:
-    """The question of a table's row."""
-    for name in ("id", "question", "context", "answers"):
+def passage_of(row: Row, *, labelled: bool = True) -> Passage:
+    """The question of a table's row; `labelled` as in `read_squad`."""
+    for name in ("id", "question", "context", *(["answers"] if labelled else [])):
         row.column(name, (), name)
-    answers = row.values["answers"]
+    answers = row.values.get("answers")
+    if answers is None and not labelled:
+        answers = {"text": [], "answer_start": []}
     lists = answers if isinstance(answers, dict) else {}
     texts, starts = lists.get("text"), lists.get("answer_start")
     if not isinstance(texts, list) or not isinstance(starts, list):
@@ -65,6 +71,13 @@ def _list(value: object, key: str, where: str, path: Path) -> list[Any]:
         has = f"has {choices(value) or 'nothing'}" if isinstance(value, dict) else "is no object"
         raise DataError(f"{where} needs a list {key!r}, as SQuAD's JSON has it, and {has}.", path)
     return found
+
+
+def _perhaps_answered(question: Any) -> Any:
+    """A question, with an empty list of answers where it has none."""
+    if not isinstance(question, dict) or question.get("answers") is not None:
+        return question
+    return {**question, "answers": []}
 
 
 def _question(value: Any, context: Any, where: str, path: str | Path, line: int = 0) -> Passage:

@@ -74,12 +74,14 @@ def examples(source: str | Path, columns: Columns) -> Iterator[Example | DataErr
 
 
 def _label(columns: Columns, row: Row) -> str | None:
-    needed = columns.labelled
-    if needed or columns.label:
-        name: str | None = row.column(columns.label, LABEL_COLUMNS, "label")
-    else:
-        name = next((known for known in LABEL_COLUMNS if known in row.values), None)
-    return row.label(name, needed=needed)
+    return row.label(_label_column(columns, row, LABEL_COLUMNS), needed=columns.labelled)
+
+
+def _label_column(columns: Columns, row: Row, known: tuple[str, ...]) -> str | None:
+    """The column of the label; None where it may be absent, and is."""
+    if columns.labelled or columns.label:
+        return row.column(columns.label, known, "label")
+    return next((name for name in known if row.values.get(name) is not None), None)
 
 
 def text_of(columns: Columns, row: Row) -> Example:
@@ -106,9 +108,8 @@ def labelled(source: str | Path, columns: Columns) -> Iterator[Labelled | DataEr
 
 def _labelled_of(columns: Columns, row: Row) -> Labelled:
     text = row.text(row.column(columns.text, TEXT_COLUMNS, "text"), "text")
-    column = row.column(columns.label, (*MULTI_COLUMNS, *LABEL_COLUMNS), "label")
-    value = row.values[column]
-    if isinstance(value, list):
+    column = _label_column(columns, row, (*MULTI_COLUMNS, *LABEL_COLUMNS))
+    if column and isinstance(row.values[column], list):
         names = row.names(column, "labels")
     else:
         label = row.label(column, needed=columns.labelled) or ""
@@ -134,8 +135,9 @@ def tagged(source: str | Path, columns: Columns) -> Iterator[Tagged | DataError]
 
 def _tagged_of(columns: Columns, row: Row) -> Tagged:
     tokens = row.names(row.column(columns.text, TOKEN_COLUMNS, "text"), "tokens")
-    tags = row.names(row.column(columns.label, TAG_COLUMNS, "label"), "tags")
-    if len(tokens) != len(tags):
+    column = _label_column(columns, row, TAG_COLUMNS)
+    tags = row.names(column, "tags") if column else ()
+    if column and len(tokens) != len(tags):
         raise row.error(f"{len(tokens)} tokens, and {len(tags)} tags: each token needs its tag.")
     if not tokens:
         raise row.error("the row has no tokens: take it out.")
@@ -149,9 +151,9 @@ def passages(source: str | Path, columns: Columns) -> Iterator[Passage | DataErr
             "Questions have fixed columns (id, question, context, answers): name none of them."
         )
     if _holds_lists(source):
-        found = each(read_rows(source), passage_of)
+        found = each(read_rows(source), partial(passage_of, labelled=columns.labelled))
     elif ending(source) in SQUAD:
-        found = read_squad(Path(source))
+        found = read_squad(Path(source), labelled=columns.labelled)
     else:
         raise unknown_ending(source, (*SQUAD, *LISTS))
     seen: set[str] = set()
@@ -202,8 +204,8 @@ def scored(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
 
 
 def _scored_of(columns: Columns, row: Row) -> Pair:
-    name = columns.label or row.column(None, (*SCORE_COLUMNS, *LABEL_COLUMNS), "label")
-    return _pair_of(replace(columns, label=name, labelled=True), row)
+    name = _label_column(columns, row, (*SCORE_COLUMNS, *LABEL_COLUMNS))
+    return _pair_of(replace(columns, label=name), row)
 
 
 def _pair_of(columns: Columns, row: Row) -> Pair:

@@ -17,7 +17,7 @@ import numpy as np
 from adaptx.data.swaps import Swapper, check_swaps, pairs_of, swapper
 from adaptx.errors import OptionError
 from adaptx.evaluation.compare import ratio_resamples
-from adaptx.evaluation.evaluate import no_head
+from adaptx.evaluation.evaluate import checked_task, no_head
 from adaptx.evaluation.groups import GroupAudit, audit_groups, check_groups
 from adaptx.tasks import (
     Classification,
@@ -25,6 +25,7 @@ from adaptx.tasks import (
     QuestionAnswering,
     Retrieval,
     Similarity,
+    Summarization,
     Task,
     TokenClassification,
 )
@@ -42,7 +43,7 @@ class Swap:
 
     changed  whether the answer is another; None where it is a number, which any swap moves
     change   of the probability of the answer before (of several labels: of the one that moves
-             most), or of the number; None for tags, which have none
+             most), or of the number; None for tags and sentences, which have none
     """
 
     row: int
@@ -150,12 +151,11 @@ def audit(
     swaps    sets of terms that should be interchangeable (adaptx.data.swaps.read_swaps); needs none
     examples  how many of the worst swaps to keep
 
-    Raises OptionError where neither is given, for an adapter that answers with vectors, for fewer
-    than two groups, and where no record holds a term; DataError for a bad label or set of terms.
+    Raises OptionError where neither is given, for an adapter that answers nothing or with vectors,
+    for fewer than two groups, and where no record holds a term; DataError for a bad label or set of
+    terms.
     """
-    task = adapter.task
-    if task is None or isinstance(task, Retrieval):
-        raise no_head(adapter.name)
+    task = check_audited(adapter.name, adapter.task)
     if groups is None and swaps is None:
         raise OptionError("There is nothing to audit: give groups, swaps, or both.")
     if not records:
@@ -178,6 +178,14 @@ def audit(
         ]
         by_swap = _swap_audit(task, found, inputs, sets, examples)
     return Audit(adapter.name, len(records), by_group, by_swap)
+
+
+def check_audited(name: str, task: Task | None) -> Task:
+    """An adapter's task, whose answers can be audited; OptionError where it gives none."""
+    task = checked_task(name, task)
+    if isinstance(task, Retrieval):
+        raise no_head(name)
+    return task
 
 
 def _variants(
@@ -225,6 +233,9 @@ def _swap(
         change = after.score - before.score
     elif isinstance(task, TokenClassification):
         changed, change = _kinds(before) != _kinds(after), None
+    elif isinstance(task, Summarization):
+        chosen = [swapper(terms)(sentence.text) for sentence in before.sentences]
+        changed, change = chosen != [sentence.text for sentence in after.sentences], None
     elif isinstance(task, Similarity):
         changed, change = None, after.score - before.score
     else:

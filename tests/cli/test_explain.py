@@ -104,6 +104,7 @@ def test_audit_prints_what_the_library_found(small, topics, capsys):
 
 def test_what_cant_be_audited_or_explained_is_refused(small, topics, tmp_path):
     bare = ax.Adapter.new(small, None, None, name="bare").save(tmp_path / "bare")
+    mlm = ax.Adapter.new(small, ax.tasks.MaskedLanguage(), None, name="mlm").save(tmp_path / "mlm")
     one, none = tmp_path / "one.tsv", tmp_path / "none.tsv"
     one.write_text("Asha\tJuma\nNeema\n")
     none.write_text("Rehema\tOmari\n")
@@ -123,6 +124,7 @@ def test_what_cant_be_audited_or_explained_is_refused(small, topics, tmp_path):
             "no column 'sex' for the group; there is: text, label, gender",
         ),
         (["audit", bare, "-d", PEOPLE, "--swaps", NAMES], OptionError, "has no head"),
+        (["audit", mlm, "-d", PEOPLE, "--swaps", NAMES, "-e", one], OptionError, "answers nothing"),
         (["audit", of_peft, "-d", PEOPLE, "--swaps", NAMES], FolderError, "adapters import"),
         (["audit", tmp_path / "x", "-d", PEOPLE, "--swaps", NAMES], FolderError, "no adapter"),
         ([*data, "--swaps", NAMES, "--html", tmp_path], OptionError, "can't be written"),

@@ -1,12 +1,16 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptx.data.read import Example, read_column, read_examples
+from adaptx.data.large import open_records
+from adaptx.data.read import Example, read_column, read_examples, read_passages
+from adaptx.data.records import Document, Labelled, Pair, Passage, Tagged
+from adaptx.data.streams import Columns
 from tests.data.files import (
     FORMATS,
     ROWS,
@@ -155,6 +159,40 @@ def test_unlabelled_reading_takes_the_labels_that_are_there(tmp_path):
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
     examples = read_examples(path, labelled=False)
     assert [example.label for example in examples] == ["news", None, None, None]
+
+
+@pytest.mark.parametrize("absent", [{}, {"labels": None, "tags": None, "answers": None}])
+@pytest.mark.parametrize(
+    ("task", "row", "record"),
+    [
+        ("classification", {"text": "a"}, Example("a")),
+        ("multi-label", {"text": "a"}, Labelled("a", ())),
+        ("pairs", {"text": "a", "other": "b"}, Pair("a", "b")),
+        ("similarity", {"text": "a", "other": "b"}, Pair("a", "b")),
+        ("token-classification", {"tokens": ["a", "b"]}, Tagged(("a", "b"), ())),
+        (
+            "question-answering",
+            {"id": "q", "question": "Nani?", "context": "Asha."},
+            Passage("q", "Nani?", "Asha."),
+        ),
+        ("extractive-summarization", {"sentences": ["a", "b"]}, Document(("a", "b"), (False,) * 2)),
+    ],
+)
+def test_rows_of_every_task_are_read_without_their_labels(tmp_path, task, row, record, absent):
+    path = write(tmp_path / "a.jsonl", json.dumps({**row, **absent}) + "\n")
+    (found,) = open_records(path, task, Columns(labelled=False))
+    assert replace(found, path="", line=0) == record
+    refusal(open_records, path, 1, task=task)
+
+
+@pytest.mark.parametrize("absent", [{}, {"answers": None}])
+def test_squads_questions_are_read_without_their_answers(tmp_path, absent):
+    asked = {"id": "q", "question": "Nani?", **absent}
+    squad = {"data": [{"paragraphs": [{"context": "Asha.", "qas": [asked]}]}]}
+    path = write(tmp_path / "a.json", json.dumps(squad))
+    found = open_records(path, "question-answering", Columns(labelled=False))
+    assert found == [Passage("q", "Nani?", "Asha.", path=str(path))]
+    assert "a list is needed" in refusal(read_passages, path, None)
 
 
 def test_unlabelled_reading_still_wants_a_label_column_that_was_named(tmp_path):

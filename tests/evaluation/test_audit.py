@@ -8,7 +8,7 @@ import scipy.stats
 from peft import LoraConfig
 
 import adaptx as ax
-from adaptx.data.records import Example, Labelled, Pair, Passage, Tagged
+from adaptx.data.records import Document, Example, Labelled, Pair, Passage, Tagged
 from adaptx.errors import DataError, OptionError
 from adaptx.evaluation.audit import Swap, Swapped
 from adaptx.evaluation.audit_tables import parts
@@ -141,6 +141,11 @@ def test_swaps_of_one_row_hang_together():
             "John yuko",
         ),
         (ax.tasks.QuestionAnswering(), Passage("1", "Nani?", "Asha yuko"), "Nani? / John yuko"),
+        (
+            ax.tasks.Summarization(length=1),
+            Document(("Asha  yuko.", "Mvua."), (False, False)),
+            "John yuko. Mvua.",
+        ),
     ],
 )
 def test_every_task_with_an_answer_is_audited(small, task, record, after):
@@ -148,7 +153,8 @@ def test_every_task_with_an_answer_is_audited(small, task, record, after):
     (swap,) = found.swaps.worst
     assert swap.after == after
     assert (swap.changed is None) == isinstance(task, ax.tasks.Similarity)
-    assert (swap.change is None) == isinstance(task, ax.tasks.TokenClassification)
+    unscored = (ax.tasks.TokenClassification, ax.tasks.Summarization)
+    assert (swap.change is None) == isinstance(task, unscored)
     assert [part.title for part in parts(found)]
 
 
@@ -172,6 +178,22 @@ def test_a_spans_text_is_swapped_too_before_it_is_compared(small):
     assert swap.changed is False
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_the_same_sentences_are_the_same_summary(small, length):
+    """Whoever's names stand in them: those that were chosen, swapped, beside those chosen then."""
+    adapter = adapter_for(small, ax.tasks.Summarization(length=length))
+    sentences = ["Asha yuko hapa sana.", "Mvua inanyesha.", "John  alikuja na Asha jana."]
+    record = Document(tuple(sentences), (False,) * 3)
+    (swap,) = ax.audit(small, adapter, [record], swaps=[("Asha", "John Juma")]).swaps.worst
+    swapped = ["John Juma yuko hapa sana.", "Mvua inanyesha.", "John  alikuja na John Juma jana."]
+    before, after = small.predict([sentences, swapped], adapter)
+    places = [
+        [texts.index(sentence.text) for sentence in answer.sentences]
+        for texts, answer in ((sentences, before), (swapped, after))
+    ]
+    assert swap.changed == (places[0] != places[1])
+
+
 def test_what_cant_be_audited_is_refused(small):
     topics = adapter_for(small, TOPICS)
     rows = [Example("Asha yuko", "afya"), Example("John yuko", "michezo")]
@@ -193,6 +215,9 @@ def test_what_cant_be_audited_is_refused(small):
     bare = ax.Adapter.new(small, ax.tasks.Retrieval(), None, name="bare")
     with pytest.raises(OptionError, match="has no head"):
         ax.audit(small, bare, [Pair("a", "b")], swaps=NAMES)
+    language = ax.Adapter.new(small, ax.tasks.MaskedLanguage(), None, name="language")
+    with pytest.raises(OptionError, match="answers nothing"):
+        ax.audit(small, language, [Example("Asha")], swaps=NAMES)
 
 
 def test_a_page_of_an_audit_escapes_its_texts(small):
