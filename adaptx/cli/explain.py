@@ -41,7 +41,9 @@ def explain(
     label: Annotated[
         str | None,
         typer.Option(
-            "--label", help="A label, tag, or span of the passage.", show_default="the answer"
+            "--label",
+            help="A label, tag, sentence, or span of the passage.",
+            show_default="the answer",
         ),
     ] = None,
     word: Annotated[

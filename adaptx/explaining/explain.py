@@ -98,7 +98,8 @@ def explain(
 
     text   as `Encoder.predict` takes it: a text, (text, other) where two are read, or, for tagging,
            a list of words
-    label  which label, tag, or span of a passage is explained; None: the answer
+    label  which label, tag, span of a passage, or sentence is explained; None: the answer, of a
+           summary its surest sentence
     word   for tagging, the word whose tag it is, or its number from 1; None: the first of the
            surest entity, else of the text
     steps  points of the integral that integrated gradients stand on

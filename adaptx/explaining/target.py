@@ -4,6 +4,7 @@
     multi-label             log-odds of a label, which is its output itself
     token-classification    log-odds of a tag at the first token of a word
     question-answering      log-odds of a span: log p - log(1 - p), p = p(start) p(end)
+    extractive-summarization  log-odds of a sentence, the mean of its tokens' outputs
     similarity              the score, on the data's scale
     retrieval               the cosine of the first text's vector to the second's
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adaptx.data.sentences import sentence_spans
 from adaptx.data.windows import Window
 from adaptx.errors import OptionError, choices
 from adaptx.explaining.words import Span, moved
@@ -30,10 +32,12 @@ from adaptx.tasks import (
     QuestionAnswering,
     Retrieval,
     Similarity,
+    Summarization,
     Task,
     TokenClassification,
 )
 from adaptx.tasks.question_answering import answer_places, span_tokens
+from adaptx.tasks.summarization import owned
 from adaptx.tasks.token_classification import reading_tokens, text_of, word_spans
 
 if TYPE_CHECKING:
@@ -46,10 +50,11 @@ LOG_ODDS = "log-odds"
 class Target:
     """One number of an answer.
 
-    label  of a label, a tag, or a span's text
+    label  of a label, a tag, or a span's or sentence's text
     unit   LOG_ODDS, "score" or "cosine"
     index  the label's place among the task's
-    span   characters: the tagged word's, or the answer's in its passage, None: no answer
+    span   characters: the tagged word's, the sentence's, or the answer's in its passage, None: no
+           answer
     which  the input's text that `span` is in
     """
 
@@ -107,6 +112,8 @@ def choose(task: Task | None, one: Any, answer: Any, label: str | None, word: st
         return _span(one[1], answer, label)
     if isinstance(task, TokenClassification):
         return _tag(task, one, answer, label, word)
+    if isinstance(task, Summarization):
+        return _sentence(one, answer, label)
     if isinstance(task, Classification) and len(task.labels) < 2:
         raise OptionError("This adapter has one label, which is always its answer.")
     if label is None:
@@ -133,6 +140,12 @@ def reading(
         if token < 0:
             return None
         return Reading(number, lambda out_BSL: _log_odds(out_BSL[:, token], target.index))
+    if isinstance(task, Summarization):
+        assert target.span is not None
+        for number, sentences in enumerate(owned([target.span], windows)):
+            if len(places := np.flatnonzero(sentences == 0)):
+                return Reading(number, lambda out_BSL: out_BSL[:, places, 0].double().mean(1))
+        return None
     if isinstance(task, QuestionAnswering):
         found: list[tuple[float, Reading]] = []
         for number, window in enumerate(windows):
@@ -192,6 +205,20 @@ def _span(passage: str, answer: Any, label: str | None) -> Target:
     if start < 0:
         raise OptionError(f"label={label!r} doesn't stand in the passage, whose spans are answers.")
     return Target(label, span=(start, start + len(label)), which=1)
+
+
+def _sentence(document: Any, answer: Any, label: str | None) -> Target:
+    if not isinstance(document, str):
+        raise OptionError("A document is explained as one text: give that, not its sentences.")
+    if label is None:
+        best = max(answer.sentences, key=lambda sentence: sentence.score, default=None)
+        if best is None:
+            raise OptionError("The document has no sentence.")
+        return Target(best.text, span=(best.start, best.end))
+    spans = {document[slice(*span)]: span for span in sentence_spans(document)}
+    if label not in spans:
+        raise OptionError(f"label={label!r} is no sentence of the document.")
+    return Target(label, span=spans[label])
 
 
 def _tag(

@@ -15,6 +15,7 @@ from adaptx.errors import OptionError
 from adaptx.explaining.page import explanation_page, table
 from adaptx.explaining.show import notes
 from adaptx.explaining.words import moved, shares, without, words_of
+from adaptx.tasks.summarization import Summary
 from tests.encoder.families import CONFIGS
 
 TEXT = "Timu ya Mbeya imeshinda fainali, jana."
@@ -28,6 +29,7 @@ TASKS = {
     "token-classification": (ax.tasks.TokenClassification(("O", "B-LOC", "I-LOC")), TEXT),
     "plain tags": (ax.tasks.TokenClassification(("NOUN", "VERB"), scheme="plain"), TEXT),
     "question-answering": (ax.tasks.QuestionAnswering(), ("Wapi?", "Timu ya Mbeya imeshinda.")),
+    "summary": (ax.tasks.Summarization(length=2), f"{TEXT} Mvua ilinyesha.\nJua liliwaka leo."),
     "retrieval": (ax.tasks.Retrieval(), ("Mvua inanyesha sana", "Ardhi imelowa")),
 }
 
@@ -49,6 +51,8 @@ def score_of(answer, explained):
         return float(answer[0] @ answer[1])
     if explained.unit == "score":
         return answer.score
+    if isinstance(answer, Summary):
+        return log_odds(max(sentence.score for sentence in answer.sentences))
     return log_odds(answer.scores[explained.label])
 
 
@@ -220,6 +224,29 @@ def test_the_tag_that_is_explained_is_read_at_the_words_first_token(small):
     assert found.probability == pytest.approx(float(p), abs=1e-5)
 
 
+def test_any_sentence_can_be_explained_and_what_is_left_of_it(small):
+    one, adapter = TASKS["summary"][1], adapter_for(small, ax.tasks.Summarization(length=3))
+    (answer,) = small.predict([one], adapter)
+    shorter = {"Timu": one.removeprefix("Timu "), "leo": one.replace(" leo", "")}
+    less = dict(zip(shorter, small.predict(list(shorter.values()), adapter), strict=True))
+    for i, sentence in enumerate(answer.sentences):
+        found = ax.explain(small, adapter, one, label=sentence.text, steps=1)
+        assert found.probability == pytest.approx(sentence.score, abs=1e-5)
+        left_out = {word.text: word.left_out for word in found.words}
+        for word in shorter:
+            wanted = log_odds(sentence.score) - log_odds(less[word].sentences[i].score)
+            assert left_out[word] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_long_documents_sentence_is_read_in_the_window_that_has_it(small):
+    document = " ".join(f"Neno la {i} ni hili." for i in range(40)) + " Mbeya imeshinda."
+    adapter = adapter_for(small, ax.tasks.Summarization(length=41))
+    found = ax.explain(small, adapter, document, label="Mbeya imeshinda.", steps=1)
+    assert found.window == found.windows > 1
+    (answer,) = small.predict([document], adapter)
+    assert found.probability == pytest.approx(answer.sentences[-1].score, abs=1e-5)
+
+
 def test_a_long_text_is_explained_in_the_window_that_answers(small):
     passage = " ".join(f"neno{i}" for i in range(60)) + " Mbeya imeshinda."
     adapter = adapter_for(small, TASKS["question-answering"][0])
@@ -236,6 +263,7 @@ def test_what_has_no_score_is_refused(small):
     topics = adapter_for(small, TASKS["classification"][0])
     tags = adapter_for(small, TASKS["token-classification"][0])
     answers = adapter_for(small, TASKS["question-answering"][0])
+    summary = adapter_for(small, ax.tasks.Summarization())
     bare = ax.Adapter.new(small, None, None, name="bare")
     for adapter, text, options, said in (
         (vectors, "Habari", {}, "Give a second text"),
@@ -248,6 +276,9 @@ def test_what_has_no_score_is_refused(small):
         (tags, "", {}, "no word"),
         (answers, ("Nani?", "Asha."), {"label": "Juma"}, "doesn't stand in the passage"),
         (vectors, ("a", "b"), {"label": "x"}, "which has no label"),
+        (summary, "Habari. Asante.", {"label": "Asha."}, "is no sentence of the document"),
+        (summary, ["Habari.", "Asante."], {}, "explained as one text"),
+        (summary, " ", {}, "no sentence"),
     ):
         with pytest.raises(OptionError, match=re.escape(said)):
             ax.explain(small, adapter, text, **options)
