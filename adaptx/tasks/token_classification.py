@@ -91,6 +91,11 @@ class TokenClassification(Task):
             for label in self.labels:
                 if _split(label) is None:
                     raise OptionError(f"The label {label!r} is no BIO tag: {_REMEDY}.")
+                if self.repair and label[0] == "I" and f"B{label[1:]}" not in self.labels:
+                    raise OptionError(
+                        f"labels={list(self.labels)} have {label!r} and no 'B{label[1:]}', which "
+                        f"repair writes where an entity begins: add it."
+                    )
 
     @property
     def reads(self) -> str:

@@ -85,6 +85,12 @@ def test_options_that_cant_be_are_refused(options):
         TokenClassification(**options)
 
 
+def test_repair_needs_the_label_that_begins_an_entity():
+    with pytest.raises(OptionError, match="have 'I-PER' and no 'B-PER', which repair writes"):
+        TokenClassification(("O", "B-LOC", "I-LOC", "I-PER"), repair=True)
+    assert TokenClassification(("O", "B-PER"), repair=True).repair
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
