@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adaptx.cli.options import LabelColumn, OtherColumn, TextColumn
 from adaptx.cli.show import give
 from adaptx.errors import OptionError
 
@@ -38,15 +39,9 @@ def audit(
         Path | None,
         typer.Option("--swaps", help="TSV or JSON: sets of terms that may change places."),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option("--text-column", show_default="text, sentence, tweet …")
-    ] = None,
-    other_column: Annotated[
-        str | None, typer.Option("--other-column", help="A pair's second text.")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option("--label-column", show_default="label, category, topic …")
-    ] = None,
+    text_column: TextColumn = None,
+    other_column: OtherColumn = None,
+    label_column: LabelColumn = None,
     examples: Annotated[
         int, typer.Option("--examples", min=0, help="How many of the worst swaps to show.")
     ] = 5,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER, NONE
+from adaptx.cli.options import OtherColumn
 from adaptx.cli.show import print_table
 from adaptx.errors import MissingExtra, OptionError, choices
 
@@ -86,9 +87,7 @@ def check(
         ),
     ] = None,
     text_column: Text = None,
-    other_column: Annotated[
-        str | None, typer.Option("--other-column", help="A pair's second text.")
-    ] = None,
+    other_column: OtherColumn = None,
     label_column: Label = None,
     labels: Annotated[
         str | None, typer.Option("--labels", help="Comma-separated: no other is allowed.")
@@ -189,9 +188,7 @@ def mine_negatives(
     ] = None,
     count: Annotated[int, typer.Option("--count", help="Negatives of a row, at most.")] = 4,
     text_column: Text = None,
-    other_column: Annotated[
-        str | None, typer.Option("--other-column", help="A pair's second text.")
-    ] = None,
+    other_column: OtherColumn = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Write pairs with hard negatives: texts of other pairs that stand near, and don't belong."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adaptx.cli.options import LabelColumn, OtherColumn, TextColumn
 from adaptx.errors import OptionError, choices
 
 if TYPE_CHECKING:
@@ -42,12 +43,9 @@ def evaluate(
             "--data", "-d", help="NAME=FILE or FILE, labelled; or a folder with a test file."
         ),
     ],
-    text_column: Annotated[
-        str | None, typer.Option("--text-column", show_default="text, sentence, tweet …")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option("--label-column", show_default="label, category, topic …")
-    ] = None,
+    text_column: TextColumn = None,
+    other_column: OtherColumn = None,
+    label_column: LabelColumn = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", "-e", show_default="the one an adapter names")
     ] = None,
@@ -79,7 +77,7 @@ def evaluate(
     files = dict(_named(item, task.kind) for item in data)
     if len(files) < len(data):
         raise OptionError(f"Two --data have the same name ({choices(files)}): use NAME=FILE.")
-    columns = Columns(text_column, label_column)
+    columns = Columns(text_column, label_column, other_column)
     rows = {name: open_records(path, task.kind, columns) for name, path in files.items()}
     for records in rows.values():
         task.check(records)

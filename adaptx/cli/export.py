@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adaptx.cli.options import OtherColumn
 from adaptx.errors import OptionError, choices
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def export(
     text_column: Annotated[
         str | None, typer.Option("--text-column", help="Of --dev and --corpus.")
     ] = None,
+    other_column: OtherColumn = None,
     label_column: Annotated[str | None, typer.Option("--label-column", help="Of --dev.")] = None,
     languages: Annotated[
         str | None,
@@ -118,6 +120,9 @@ def export(
     """Export adapters to ONNX; fails, writing nothing, when they don't answer like torch."""
     if quantize not in (None, "int8", "fp32"):
         raise OptionError(f"--quantize {quantize} is no way to quantize; there is int8, fp32.")
+    from adaptx.data.streams import Columns
+
+    columns = Columns(text_column, label_column, other_column)
     if merged:
         of_bundles = {
             "--bank": bank,
@@ -138,9 +143,6 @@ def export(
                 f"{len(adapters)} adapters and {len(dev or ())} --dev. Without --merged, one "
                 f"bundle holds them all."
             )
-        from adaptx.data.streams import Columns
-
-        columns = Columns(text_column, label_column)
         _merged(
             adapters[0],
             output,
@@ -163,8 +165,7 @@ def export(
         sites=sites,
         dev=tuple(dev or ()),
         max_drop=max_drop,
-        text_column=text_column,
-        label_column=label_column,
+        columns=columns,
         languages=languages,
         corpus=tuple(corpus or ()),
         margin=margin,

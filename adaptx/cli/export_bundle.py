@@ -31,8 +31,7 @@ class Plan:
     sites: str | None
     dev: tuple[str, ...]
     max_drop: float | None
-    text_column: str | None
-    label_column: str | None
+    columns: Columns
     languages: str | None
     corpus: tuple[str, ...]
     margin: int | None
@@ -182,7 +181,7 @@ def _dev(plan: Plan, adapters: Sequence[Adapter]) -> dict[str, Sequence[Any]]:
                 f"--dev {item}: the adapters have {len(possible)} kinds of task, so say whose it "
                 f"is, as in --dev NAME={source}."
             )
-        rows = open_records(source, possible.pop(), Columns(plan.text_column, plan.label_column))
+        rows = open_records(source, possible.pop(), plan.columns)
         if name:
             found[name] = rows
             continue
@@ -224,7 +223,7 @@ def _texts(plan: Plan) -> dict[str, list[str]]:
         name, source = _named(item)
         if name and name not in texts:
             raise OptionError(f"--corpus {item}: {name!r} is none of --languages {plan.languages}.")
-        rows = read_examples(source, text_column=plan.text_column, labelled=False)
+        rows = read_examples(source, text_column=plan.columns.text, labelled=False)
         for language in [name] if name else languages:
             texts[language] += [row.text for row in rows]
     if without := [name for name, rows in texts.items() if not rows]:

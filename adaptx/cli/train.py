@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
+from adaptx.cli.options import LabelColumn, OtherColumn, Repair, Scheme, TextColumn
 from adaptx.cli.run import main_process
 from adaptx.cli.train_many import train_many
 from adaptx.cli.train_together import train_together
@@ -90,12 +91,9 @@ def train(
         str | None,
         typer.Option("--labels", help="Comma-separated, in order.", show_default="--train's"),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option("--text-column", show_default="text, sentence, tweet …")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option("--label-column", show_default="label, category, topic …")
-    ] = None,
+    text_column: TextColumn = None,
+    other_column: OtherColumn = None,
+    label_column: LabelColumn = None,
     method: Annotated[
         Method,
         typer.Option("--method", help="LoRA, DoRA, a head alone (probe), or every weight (full)."),
@@ -129,15 +127,8 @@ def train(
     pooling: Annotated[
         str | None, typer.Option("--pooling", help="mean or cls.", show_default="mean")
     ] = None,
-    scheme: Annotated[
-        str | None,
-        typer.Option(
-            "--scheme", help="Of tags: bio, or plain (parts of speech).", show_default="bio"
-        ),
-    ] = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Let an I- that continues nothing begin an entity.")
-    ] = False,
+    scheme: Scheme = None,
+    repair: Repair = False,
     epochs: Annotated[int, typer.Option("--epochs")] = 10,
     lr: Annotated[
         float | None,
@@ -233,7 +224,7 @@ def train(
 
     storage.check_output(output, overwrite, "adapter")
     names = tuple(label.strip() for label in labels.split(",")) if labels else ()
-    columns = Columns(text_column, label_column)
+    columns = Columns(text_column, label_column, other_column)
     asked = make_task(task, labels=names, pooling=pooling, scheme=scheme, repair=repair or None)
     train_rows = open_records(train, asked.kind, columns)
     dev_rows = open_records(dev, asked.kind, columns) if dev else None

@@ -76,7 +76,7 @@ def train_many(
 def _member(one: dict[str, Any]) -> Any:
     import adaptx as ax
 
-    plain = ("language", "dev", "text_column", "label_column")
+    plain = ("language", "dev", "text_column", "other_column", "label_column")
     return ax.Member(
         one["name"],
         lora_of(one["name"], one["lora"]),

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
+from adaptx.cli.options import LabelColumn, OtherColumn, Repair, Scheme, TextColumn
 from adaptx.errors import OptionError
 
 EXAMPLES = """
@@ -40,11 +41,16 @@ def tune(
         str | None, typer.Option("--name", help="The adapter's.", show_default="the folder's")
     ] = None,
     language: Annotated[str | None, typer.Option("--language", help="Such as sw.")] = None,
+    text_column: TextColumn = None,
+    other_column: OtherColumn = None,
+    label_column: LabelColumn = None,
     epochs: Annotated[int, typer.Option("--epochs", help="Of the last rung.")] = 10,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Rows of a step.")] = 16,
     task: Annotated[
         str, typer.Option("--task", help="classification, token-classification …")
     ] = "classification",
+    scheme: Scheme = None,
+    repair: Repair = False,
     metric: Annotated[
         str | None, typer.Option("--metric", help="On dev.", show_default="the task's first")
     ] = None,
@@ -72,6 +78,7 @@ def tune(
 
     import adaptx as ax
     from adaptx.data.large import open_records
+    from adaptx.data.streams import Columns
     from adaptx.evaluation.metrics import metric_of
     from adaptx.training.settings import Settings
     from adaptx.training.tune import combinations_of, rungs
@@ -79,9 +86,10 @@ def tune(
 
     settings = {"epochs": epochs, "batch_size": batch_size, "metric": metric, "seed": seed}
     Settings.of(settings)
-    asked = ax.tasks.make_task(task)
-    rows = open_records(train, asked.kind)
-    fitted = asked.fit(rows, open_records(dev, asked.kind))
+    asked = ax.tasks.make_task(task, scheme=scheme, repair=repair or None)
+    columns = Columns(text_column, label_column, other_column)
+    rows, dev_rows = (open_records(source, asked.kind, columns) for source in (train, dev))
+    fitted = asked.fit(rows, dev_rows)
     chosen = metric_of(fitted, metric)
     if slots < 1:
         raise OptionError(f"--slots {slots} must be at least 1.")
@@ -99,8 +107,8 @@ def tune(
         around,
         name=name or output.resolve().name,
         language=language,
-        train=train,
-        dev=dev,
+        train=rows,
+        dev=dev_rows,
         lrs=lrs,
         ranks=ranks,
         sites=sets,

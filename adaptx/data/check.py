@@ -124,6 +124,7 @@ def check(
     if task not in STREAMS:
         raise OptionError(f"task={task!r} is none of {choices(STREAMS)}.")
     columns = columns or Columns()
+    columns.check(task)
     report = Report(str(source), task, unit=measure.unit)
     counts: Counter[str] = Counter()
     entities: Counter[str] = Counter()

@@ -49,6 +49,7 @@ def open_records(source: str | Path, task: str, columns: Columns | None = None) 
     A bad row of a large file raises its DataError when it is met; any other at once.
     """
     columns, path = columns or Columns(), Path(source)
+    columns.check(task)
     large = _can_be_indexed(path, task) and path.is_file() and path.stat().st_size > LARGE
     if large:
         return IndexedExamples(path, columns, task)

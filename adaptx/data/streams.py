@@ -38,6 +38,7 @@ PAIR_COLUMNS = (
     *(("text1", "text2"), ("question1", "question2"), ("source", "target")),
     *(("query", "passage"), ("query", "positive"), ("anchor", "positive")),
 )
+TWO_TEXTS = ("pairs", "retrieval", "similarity", "question-answering")  # tasks of such rows
 NEGATIVES = "negatives"
 SENTENCE_COLUMNS = ("sentences",)
 DOCUMENT_COLUMNS = ("text", "document", "article")
@@ -60,6 +61,13 @@ class Columns:
     label: str | None = None
     other: str | None = None
     labelled: bool = True
+
+    def check(self, task: str) -> None:
+        """Raise OptionError for a second text's column where the task's rows have one text."""
+        if self.other is not None and task not in TWO_TEXTS:
+            raise OptionError(
+                f"A row of {task} has one text: leave --other-column (other_column=…) out."
+            )
 
 
 def example_of(columns: Columns, row: Row) -> Example:
@@ -200,7 +208,7 @@ def scored(source: str | Path, columns: Columns) -> Iterator[Pair | DataError]:
     first, comma, _ = str(source).partition(",")
     if comma and not Path(source).exists() and not first.startswith(HUB):
         raise OptionError(f"{source}: two files have no room for scores: give one table.")
-    return each(read_rows(source), partial(_scored_of, columns))
+    return pairs(source, columns, _scored_of)
 
 
 def _scored_of(columns: Columns, row: Row) -> Pair:

@@ -26,10 +26,10 @@ from adaptx.training.settings import Settings
 
 TOP = ("encoder", "prefix", "slots", "precision", "defaults", "adapters")
 KEYS = (
-    *("name", "language", "train", "dev", "text_column", "label_column"),
+    *("name", "language", "train", "dev", "text_column", "other_column", "label_column"),
     *("task", "labels", "pooling", "scheme", "repair", "lora"),
 )
-TEXTS = (*("encoder", "prefix", "precision"), *KEYS[:7], "pooling", "scheme")
+TEXTS = (*("encoder", "prefix", "precision"), *KEYS[:8], "pooling", "scheme")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
+from adaptx.data.streams import Columns
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError
 from adaptx.tasks import Classification, Task
@@ -49,6 +50,7 @@ class Member:
     task: Task = field(default_factory=Classification)
     language: str | None = None
     text_column: str | None = None
+    other_column: str | None = None
     label_column: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,9 +62,9 @@ class Member:
         options = Settings.of(self.settings)
         if options.accumulate > 1:
             raise OptionError("accumulate is for an adapter that trains alone: use ax.train.")
-        columns = {"text_column": self.text_column, "label_column": self.label_column}
-        train = list(open_data(self.train, self.task, **columns))
-        dev = list(open_data(self.dev, self.task, **columns)) if self.dev is not None else []
+        columns = Columns(self.text_column, self.label_column, self.other_column)
+        train = list(open_data(self.train, self.task, columns))
+        dev = list(open_data(self.dev, self.task, columns)) if self.dev is not None else []
         task = self.task.fit(train, dev)
         options = options.for_task(task)
         check_probe_first(options, task)

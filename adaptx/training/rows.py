@@ -202,15 +202,13 @@ def training_rows(
     return EncodedRows.of(encoder, adapter, task, records)
 
 
-def open_data(
-    data: Data, task: Task, *, text_column: str | None = None, label_column: str | None = None
-) -> Sequence[Any]:
+def open_data(data: Data, task: Task, columns: Columns) -> Sequence[Any]:
     """A file's records, as the task reads them (see adaptx.data), or those given.
 
     Raises DataError for a bad file, OptionError for no records, or those of another task.
     """
     if isinstance(data, (str, Path)):
-        return open_records(data, task.kind, Columns(text_column, label_column))
+        return open_records(data, task.kind, columns)
     if not len(data):
         raise OptionError("There are no examples: give rows, or None for no dev set.")
     records = data if isinstance(data, IndexedExamples) else list(data)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from adaptx.adapters.adapter import Adapter
+from adaptx.data.streams import Columns
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, choices
 from adaptx.evaluation.metrics import DEV_LOSS
@@ -53,13 +54,14 @@ class Source:
     dev: Data | None = None
     language: str | None = None
     text_column: str | None = None
+    other_column: str | None = None
     label_column: str | None = None
 
     def rows(self, task: Task) -> tuple[list[Any], list[Any]]:
         """The records of train and dev; DataError for bad ones."""
-        columns = {"text_column": self.text_column, "label_column": self.label_column}
-        train = list(open_data(self.train, task, **columns))
-        dev = list(open_data(self.dev, task, **columns)) if self.dev is not None else []
+        columns = Columns(self.text_column, self.label_column, self.other_column)
+        train = list(open_data(self.train, task, columns))
+        dev = list(open_data(self.dev, task, columns)) if self.dev is not None else []
         return train, dev
 
 

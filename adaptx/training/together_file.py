@@ -26,7 +26,7 @@ from adaptx.errors import OptionError
 from adaptx.training.many_file import check_keys, check_values, number
 from adaptx.training.settings import Settings
 
-SOURCE = ("train", "dev", "language", "text_column", "label_column")
+SOURCE = ("train", "dev", "language", "text_column", "other_column", "label_column")
 TASK = ("task", "labels", "pooling", "scheme", "repair", "weight", "sources", *SOURCE)
 MIXTURE = ("sampling", "temperature", "passes")
 TOP = (

@@ -20,6 +20,7 @@ import torch
 from adaptx.adapters import own_model
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
+from adaptx.data.streams import Columns
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, TrainingInterrupted, choices
 from adaptx.evaluation.metrics import task_scores
@@ -57,6 +58,7 @@ def train(
     dev: Data | None = None,
     language: str | None = None,
     text_column: str | None = None,
+    other_column: str | None = None,
     label_column: str | None = None,
     precision: str | None = None,
     checkpointing: bool = False,
@@ -94,9 +96,9 @@ def train(
     if not checkpoint_every >= 0:
         raise OptionError(f"checkpoint_every={checkpoint_every!r} must be seconds, at least 0.")
     run = check_run(run, trackers, accelerator, resume)
-    columns = {"text_column": text_column, "label_column": label_column}
-    train_rows = open_data(train, task, **columns)
-    dev_rows = open_data(dev, task, **columns) if dev is not None else []
+    columns = Columns(text_column, label_column, other_column)
+    train_rows = open_data(train, task, columns)
+    dev_rows = open_data(dev, task, columns) if dev is not None else []
     task = task.fit(train_rows, dev_rows)
     options = options.for_task(task)
     if config is None and not task.has_head:

@@ -103,6 +103,9 @@ def tune(
     ranks: Sequence[int] = (),
     sites: Sequence[Sites] = (),
     language: str | None = None,
+    text_column: str | None = None,
+    other_column: str | None = None,
+    label_column: str | None = None,
     slots: int = 8,
     precision: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -128,6 +131,9 @@ def tune(
                 dev=dev,
                 task=task,
                 language=language,
+                text_column=text_column,
+                other_column=other_column,
+                label_column=label_column,
                 settings={**asdict(options), "lr": lr, "epochs": epochs},
             )
             for number, (lr, rank, at) in enumerate(combinations, 1)
