@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER, NONE
-from adaptx.cli.options import OtherColumn
+from adaptx.cli.options import OtherColumn, Repair, Scheme
 from adaptx.cli.show import print_table
 from adaptx.errors import MissingExtra, OptionError, choices
 
@@ -23,6 +23,8 @@ CHECK_EXAMPLES = """
   adaptx data check train.tsv --against test.tsv
 
   adaptx data check train.conll --task token-classification --json
+
+  adaptx data check tags.conll --task token-classification --scheme plain
 
   adaptx data check test.sw,test.en --task pairs --encoder none
 
@@ -92,6 +94,8 @@ def check(
     labels: Annotated[
         str | None, typer.Option("--labels", help="Comma-separated: no other is allowed.")
     ] = None,
+    scheme: Scheme = None,
+    repair: Repair = False,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
     """Say what a file holds and all that is wrong with it; exit code 1 when a row is bad.
@@ -101,7 +105,9 @@ def check(
     """
     from adaptx.data.check import check as run_check
     from adaptx.data.streams import Columns
+    from adaptx.tasks import make_task
 
+    asked = make_task(task.value, scheme=scheme, repair=repair or None)
     allowed = [name.strip() for name in labels.split(",")] if labels else []
     labelled = task is not Task.pairs or label_column is not None
     columns = Columns(text_column, label_column, other_column, labelled)
@@ -112,6 +118,7 @@ def check(
         against=against or (),
         labels=allowed,
         measure=_measure(encoder),
+        judge=lambda record: asked.check([record]),
     )
     if as_json:
         typer.echo(json.dumps(report.to_json(), ensure_ascii=False))

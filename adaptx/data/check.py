@@ -17,6 +17,8 @@ from adaptx.data.records import Passage, Record, Tagged
 from adaptx.data.streams import STREAMS, Columns
 from adaptx.errors import DataError, OptionError, choices
 
+Judge = Callable[[Any], object]
+PAIRS = "pairs"
 SHOWN = 10  # problems, lines of one problem, and pairs of equal rows
 _BATCH = 1000  # rows whose lengths are counted together
 
@@ -28,6 +30,12 @@ class Problem:
     message: str
     count: int = 0
     lines: list[int] = field(default_factory=list)
+
+    def add(self, line: int | None) -> None:
+        """Count it once more."""
+        self.count += 1
+        if line is not None and len(self.lines) < SHOWN:
+            self.lines.append(line)
 
 
 @dataclass
@@ -113,13 +121,15 @@ def check(
     against: Sequence[str | Path] = (),
     labels: Sequence[str] = (),
     measure: Measure = CHARACTERS,
+    judge: Judge = lambda record: None,
 ) -> Report:
     """Read all of a source, and report what it holds and what is wrong with it.
 
     `task` is one of streams.STREAMS. `labels` are the only ones allowed, if given. `against` are
-    the sources that must not share a text with this one. Memory grows with the
-    number of rows, not with their length. Raises DataError where a source can't be read at all, or
-    has no rows.
+    the sources that must not share a text with this one. `judge` raises a DataError for a record
+    that can be read and not used, as `tasks.Task.check` does. Pairs need labels where one has one.
+    Memory grows with the number of rows, not with their length. Raises DataError where a source
+    can't be read at all, or has no rows.
     """
     if task not in STREAMS:
         raise OptionError(f"task={task!r} is none of {choices(STREAMS)}.")
@@ -130,7 +140,7 @@ def check(
     entities: Counter[str] = Counter()
     seen = _Seen()
     lengths: dict[str, array] = {}
-    good = _good(STREAMS[task](source, columns), labels, report)
+    good = _good(STREAMS[task](source, columns), labels, judge, report)
     while batch := list(islice(good, _BATCH)):
         for record in batch:
             counts.update(record.labels)
@@ -144,33 +154,47 @@ def check(
         raise DataError("the file has no rows.", source)
     report.labels, report.entities = (dict(sorted(found.items())) for found in (counts, entities))
     report.lengths = {name: _lengths(found, measure.limit) for name, found in lengths.items()}
-    report.leaks = [_leak(other, task, columns, seen, counts) for other in against]
+    report.leaks = [_leak(other, task, columns, judge, seen, counts) for other in against]
     return report
 
 
 def _good(
-    found: Iterator[Record | DataError], labels: Sequence[str], report: Report
+    found: Iterator[Record | DataError], labels: Sequence[str], judge: Judge, report: Report
 ) -> Iterator[Record]:
     """The records that are good; the others are counted in the report."""
     problems: dict[str, Problem] = {}
+    bare = Problem("the row has no label, and others have one: give it a label, or take it out.")
+    labelled = False
     for item in found:
         report.rows += 1
-        if labels and not isinstance(item, (DataError, Passage)) and set(item.labels) - set(labels):
-            unknown, known = choices(sorted(set(item.labels) - set(labels))), choices(labels)
-            item = item.error(f"unknown label {unknown}; allowed: {known}.")
+        item = _judged(item, labels, judge)
         if not isinstance(item, DataError):
+            labelled |= bool(item.labels)
+            if not item.labels:
+                bare.add(item.line)
             yield item
             continue
         report.bad_rows += 1
-        problem = problems.get(item.message)
-        if problem is None:
-            if len(problems) == SHOWN:
-                continue  # counted, not shown
-            problem = problems[item.message] = Problem(item.message)
-            report.problems.append(problem)
-        problem.count += 1
-        if item.line is not None and len(problem.lines) < SHOWN:
-            problem.lines.append(item.line)
+        if item.message in problems or len(problems) < SHOWN:  # beyond: counted, not shown
+            problems.setdefault(item.message, Problem(item.message)).add(item.line)
+    if report.task == PAIRS and labelled and bare.count:
+        report.bad_rows += bare.count
+        problems[bare.message] = bare
+    report.problems = list(problems.values())
+
+
+def _judged(item: Record | DataError, labels: Sequence[str], judge: Judge) -> Record | DataError:
+    """The item, or what is wrong with it."""
+    if isinstance(item, DataError):
+        return item
+    if labels and not isinstance(item, Passage) and set(item.labels) - set(labels):
+        unknown, known = choices(sorted(set(item.labels) - set(labels))), choices(labels)
+        return item.error(f"unknown label {unknown}; allowed: {known}.")
+    try:
+        judge(item)
+    except DataError as error:
+        return error
+    return item
 
 
 class _Seen:
@@ -200,11 +224,16 @@ class _Seen:
 
 
 def _leak(
-    source: str | Path, task: str, columns: Columns, seen: _Seen, known: Counter[str]
+    source: str | Path,
+    task: str,
+    columns: Columns,
+    judge: Judge,
+    seen: _Seen,
+    known: Counter[str],
 ) -> Leak:
     other = Report(str(source), task)
     same, labels = Same(), set()
-    for record in _good(STREAMS[task](source, columns), (), other):
+    for record in _good(STREAMS[task](source, columns), (), judge, other):
         seen.meet(record, same, add=False)
         labels |= set(record.labels)
     unseen = sorted(labels - known.keys())

@@ -119,8 +119,8 @@ class Task:
         raise NotImplementedError
 
     def check(self, records: Sequence[Any]) -> None:
-        """Raise DataError for a record that this task, with its labels, can't learn or answer, and
-        OptionError as `check_class`.
+        """Raise DataError for a record that this task can't learn or answer, with its labels where
+        it has them yet, and OptionError as `check_class`.
         """
         self.check_class(records)
 

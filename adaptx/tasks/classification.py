@@ -95,7 +95,8 @@ class Classification(Task):
     def check(self, records: Sequence[Example]) -> None:
         """Raise DataError for a label that isn't one of the task's."""
         super().check(records)
-        self.targets(records)
+        if self.labels:
+            self.targets(records)
 
     def targets(
         self, records: Sequence[Example], windows: Sequence[Sequence[Window]] = ()

@@ -83,7 +83,7 @@ class MultiLabel(Task):
         super().check(records)
         known = set(self.labels)
         for record in records:
-            if unknown := [name for name in record.names if name not in known]:
+            if known and (unknown := [name for name in record.names if name not in known]):
                 raise record.error(
                     f"unknown label {unknown[0]!r}; allowed: {choices(self.labels)}."
                 )

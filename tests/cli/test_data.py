@@ -10,8 +10,11 @@ import sys
 import pytest
 from tokenizers import Tokenizer
 
+from adaptx.data.large import open_records
 from adaptx.data.read import find_split, read_examples
 from adaptx.encoder.bundled import bundled_folder
+from adaptx.errors import DataError
+from adaptx.tasks import make_task
 from tests.cli.test_cli import refused, run
 from tests.conftest import ROOT, SAMPLE
 
@@ -74,6 +77,49 @@ def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
     found = json.loads(run("data", "check", train, "-e", "none", "--json", code=1).stdout)
     assert (found["rows"], found["bad_rows"], found["clean"]) == (5, 2, False)
     assert found["problems"][0]["lines"] == [5]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "task", "options", "line", "said"),
+    [
+        ("a.tsv", "text\tother\tscore\na\tb\t1\nc\td\thigh\n", "similarity", {}, 3, "'high'"),
+        ("a.tsv", "text\tother\tlabel\na\tb\tx\nc\td\t\n", "pairs", {}, 3, "no label"),
+        ("a.conll", "a B-X\nb O\n\nc PER\n", "token-classification", {}, 4, "none of BIO's"),
+        ("a.conll", "a B-X\nb O\n\nc I-X\n", "token-classification", {}, 4, "--repair"),
+        ("a.conll", "a B-X\nb O\n\nc I-X\n", "token-classification", {"repair": True}, 0, ""),
+        ("a.conll", "a B-X\n\nb Q-X\n", "token-classification", {"repair": True}, 3, "BIO's"),
+        ("a.conll", "a NOUN\n\nb VERB\n", "token-classification", {"scheme": "plain"}, 0, ""),
+        ("a.tsv", "text\tlabels\na\tx|y\nb\tz\n", "multi-label", {}, 0, ""),
+    ],
+)
+def test_check_refuses_the_rows_that_training_does(
+    tmp_path, name, content, task, options, line, said
+):
+    (tmp_path / name).write_text(content)
+    words = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
+    check = ["data", "check", tmp_path / name, "--task", task, "-e", "none", "--json", *words]
+    asked, problems = make_task(task, **options), []
+    try:
+        asked.fit(open_records(tmp_path / name, task))
+    except DataError as error:
+        problems = [error.line]
+    found = json.loads(run(*check, code=1 if line else 0).stdout)
+    assert [problem["lines"] for problem in found["problems"]] == [[line] for line in problems]
+    assert problems == ([line] if line else [])
+    assert (not said and found["clean"]) or said in found["problems"][0]["message"]
+    against = json.loads(run(*check, "--against", tmp_path / name, code=1 if line else 0).stdout)
+    assert against["leaks"][0]["bad_rows"] == len(problems)
+
+
+def test_pairs_need_no_label_where_none_has_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "other": "b"}\n{"text": "c", "other": "d"}\n')
+    run("data", "check", path, "--task", "pairs", "-e", "none")
+    path.write_text(path.read_text() + '{"text": "e", "other": "f", "label": "x"}\n')
+    found = json.loads(
+        run("data", "check", path, "--task", "pairs", "-e", "none", "--json", code=1).stdout
+    )
+    assert (found["bad_rows"], found["problems"][0]["lines"]) == (2, [1, 2])
 
 
 def test_check_counts_the_tokens_of_an_encoder(tmp_path):
