@@ -15,6 +15,7 @@ from adaptx.cli.show import print_table
 from adaptx.errors import MissingExtra, OptionError, choices
 
 if TYPE_CHECKING:
+    from adaptx import tasks
     from adaptx.data.check import Measure, Report, Same
 
 CHECK_EXAMPLES = """
@@ -117,7 +118,7 @@ def check(
         columns,
         against=against or (),
         labels=allowed,
-        measure=_measure(encoder),
+        measure=_measure(encoder, asked),
         judge=lambda record: asked.check([record]),
     )
     if as_json:
@@ -243,7 +244,7 @@ def _shares(text: str) -> dict[str, float]:
     return {name: value / 100 for name, value in found.items()}
 
 
-def _measure(encoder: str | None) -> Measure:
+def _measure(encoder: str | None, task: tasks.Task) -> Measure:
     """Tokens of the encoder; characters where none was asked for and the bundled isn't there."""
     from adaptx import storage
     from adaptx.data.check import CHARACTERS, Measure
@@ -272,6 +273,8 @@ def _measure(encoder: str | None) -> Measure:
         lambda texts: [len(found.ids) for found in tokenizer.encode_batch(list(texts))],
         "tokens",
         positions(config),
+        together=task.two_texts,
+        slides=task.slides,
     )
 
 
@@ -297,7 +300,8 @@ def _show(report: Report) -> None:
             rows = [[label, count, f"{count / total:.1%}"] for label, count in found.items()]
             print_table([name, "count", "share"], rows)
     if report.lengths:
-        columns = ["length in " + report.unit, "min", "median", "95%", "max", "too long"]
+        windows = any(found.windowed is not None for found in report.lengths.values())
+        long = "several windows" if windows else "too long"
         rows = [
             [
                 name,
@@ -305,11 +309,11 @@ def _show(report: Report) -> None:
                 f.median,
                 f.p95,
                 f.max,
-                "" if f.truncated is None else f"{f.truncated:.1%}",
+                _share(f.windowed if windows else f.truncated),
             ]
             for name, f in report.lengths.items()
         ]
-        print_table(columns, rows)
+        print_table(["length in " + report.unit, "min", "median", "95%", "max", long], rows)
     if report.entities_begun_inside:
         say(f"Warning: {report.entities_begun_inside} entities begin with I-, not B-.")
     if said := _same(report.duplicates):

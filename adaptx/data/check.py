@@ -54,13 +54,18 @@ class Same:
 
 @dataclass
 class Lengths:
-    """Lengths of a field, in the report's unit; `truncated` is the share of rows that don't fit."""
+    """Lengths of what is read at once, in the report's unit.
+
+    `truncated` is the share of rows that lose their end, `windowed` that of rows which are read in
+    several windows; None where a task does the other, or no limit is known.
+    """
 
     min: int
     median: int
     p95: int
     max: int
     truncated: float | None
+    windowed: float | None
 
 
 @dataclass
@@ -103,11 +108,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Measure:
-    """How texts are measured: `count` gives a length for each, `limit` is the longest that fits."""
+    """How texts are measured: `count` gives the length of each.
 
-    count: Callable[[Sequence[str]], Sequence[int]]
+    limit     the longest that fits
+    together  whether a row's texts are read together: `count` gets tuples of them
+    slides    whether what is longer is read in several windows; else it loses its end
+    """
+
+    count: Callable[[Sequence[Any]], Sequence[int]]
     unit: str
     limit: int | None = None
+    together: bool = False
+    slides: bool = False
 
 
 CHARACTERS = Measure(lambda texts: [len(text) for text in texts], "characters")
@@ -147,13 +159,12 @@ def check(
             seen.meet(record, report.duplicates, add=True)
             if isinstance(record, Tagged):
                 report.entities_begun_inside += _count_entities(record.tags, entities)
-        for name in batch[0].texts:
-            texts = [record.texts[name] for record in batch]
+        for name, texts in _texts(batch, measure.together).items():
             lengths.setdefault(name, array("q")).extend(measure.count(texts))
     if not report.rows:
         raise DataError("the file has no rows.", source)
     report.labels, report.entities = (dict(sorted(found.items())) for found in (counts, entities))
-    report.lengths = {name: _lengths(found, measure.limit) for name, found in lengths.items()}
+    report.lengths = {name: _lengths(found, measure) for name, found in lengths.items()}
     report.leaks = [_leak(other, task, columns, judge, seen, counts) for other in against]
     return report
 
@@ -253,8 +264,17 @@ def _count_entities(tags: Sequence[str], counts: Counter[str]) -> int:
     return inside
 
 
-def _lengths(found: array, limit: int | None) -> Lengths:
+def _texts(batch: Sequence[Record], together: bool) -> dict[str, list[Any]]:
+    """What is measured of each record, by name."""
+    if together:
+        name = " and ".join(batch[0].texts)
+        return {name: [tuple(record.texts.values()) for record in batch]}
+    return {name: [record.texts[name] for record in batch] for name in batch[0].texts}
+
+
+def _lengths(found: array, measure: Measure) -> Lengths:
     values = np.sort(np.frombuffer(found, np.int64))
     low, middle, high, top = (int(values[int(q * (len(values) - 1))]) for q in (0, 0.5, 0.95, 1))
-    truncated = None if limit is None else float((values > limit).mean())
-    return Lengths(low, middle, high, top, truncated)
+    long = None if measure.limit is None else float((values > measure.limit).mean())
+    slides = measure.slides
+    return Lengths(low, middle, high, top, None if slides else long, long if slides else None)

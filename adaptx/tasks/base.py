@@ -80,6 +80,8 @@ class Task:
     answers  whether it answers texts; else it is for training alone: its metrics come from its
              loss, and `losses` gets the encoder's table of embeddings
     two_texts  whether an input is two texts
+    slides   whether what is longer than the encoder reads goes through it in several windows; else
+             it loses its end
     problem  transformers' problem_type of a model that gives numbers for a text
     metrics  names of its scores (adaptx.evaluation.metrics); the first chooses the best epoch
              unless another is asked for
@@ -96,6 +98,7 @@ class Task:
     answers: ClassVar[bool] = True
     problem: ClassVar[str | None] = None
     two_texts: ClassVar[bool] = False
+    slides: ClassVar[bool] = False
     labels: tuple[str, ...]
     pooling: str
 

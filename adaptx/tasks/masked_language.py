@@ -51,6 +51,7 @@ class MaskedLanguage(Task):
     kind = "masked-language"
     hub = "fill-mask"
     record = Example
+    slides = True
     chooses = False
     answers = False
 

@@ -63,6 +63,7 @@ class QuestionAnswering(Task):
     record = Passage
     chooses = False
     two_texts = True
+    slides = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))

@@ -70,6 +70,7 @@ class Summarization(Task):
     kind = "extractive-summarization"
     hub = "summarization"
     record = Document
+    slides = True
     chooses = False
 
     def __post_init__(self) -> None:

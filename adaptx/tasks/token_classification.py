@@ -81,6 +81,7 @@ class TokenClassification(Task):
     kind = "token-classification"
     hub = "token-classification"
     record = Tagged
+    slides = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", checked_labels(self.labels))

@@ -9,7 +9,11 @@ import sys
 
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 
+from adaptx.data.encode import TextEncoder
 from adaptx.data.large import open_records
 from adaptx.data.read import find_split, read_examples
 from adaptx.encoder.bundled import bundled_folder
@@ -120,6 +124,67 @@ def test_pairs_need_no_label_where_none_has_one(tmp_path):
         run("data", "check", path, "--task", "pairs", "-e", "none", "--json", code=1).stdout
     )
     assert (found["bad_rows"], found["problems"][0]["lines"]) == (2, [1, 2])
+
+
+def reading(folder, limit):
+    """A tokenizer of words, in the folder of an encoder that reads so many tokens."""
+    special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    words = {token: i for i, token in enumerate(special)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"model_type": "bert", "vocab_size": 5, "max_position_embeddings": limit}
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": 1}))
+    return tokenizer
+
+
+LONG, SHORT = "Mvua ilinyesha usiku kucha. " * 4, "Paka alilala."
+TEXTS, NONE = (LONG * 2, SHORT, LONG), {"text": [], "answer_start": []}
+BOTH = {"text": LONG, "other": SHORT, "label": "1"}, {"text": SHORT, "other": SHORT, "label": "2"}
+
+
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [
+        ("classification", [{"text": LONG * 2, "label": "a"}, {"text": SHORT, "label": "b"}]),
+        ("pairs", [{"text": LONG, "other": LONG, "label": "a"}, *BOTH]),
+        ("similarity", [*BOTH, {"text": SHORT, "other": LONG * 2, "label": "3"}]),
+        ("masked-language", [{"text": text} for text in TEXTS]),
+        (
+            "token-classification",
+            [{"tokens": text.split(), "tags": ["O"] * len(text.split())} for text in TEXTS],
+        ),
+        (
+            "extractive-summarization",
+            [{"text": text, "summary": SHORT} for text in TEXTS],
+        ),
+        (
+            "question-answering",
+            [{"id": text, "question": "Nini?", "context": text, "answers": NONE} for text in TEXTS],
+        ),
+    ],
+)
+def test_check_measures_rows_as_their_task_reads_them(tmp_path, task, rows):
+    text = TextEncoder(reading(tmp_path, 40), pad_id=1, max_length=40)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    check = ["data", "check", path, "--task", task, "-e", tmp_path]
+    ((name, found),) = json.loads(run(*check, "--json").stdout)["lengths"].items()
+    asked, records = make_task(task), open_records(path, task)
+    windows = asked.windows(text, "", asked.inputs(records))
+    cut = sum(its[0].cut > 0 for its in windows) / len(rows)
+    several = sum(len(its) > 1 for its in windows) / len(rows)
+    assert cut + several > 0
+    assert (found["truncated"] or 0, found["windowed"] or 0) == pytest.approx((cut, several))
+    assert (found["windowed"] is None) == bool(cut)
+    assert " and ".join(records[0].texts) == name
+    assert several or found["max"] == max(len(its[0].ids) + its[0].cut for its in windows)
+    assert ("several windows" if several else "too long") in run(*check).stdout
 
 
 def test_check_counts_the_tokens_of_an_encoder(tmp_path):
