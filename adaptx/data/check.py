@@ -199,8 +199,11 @@ def _judged(item: Record | DataError, labels: Sequence[str], judge: Judge) -> Re
     if isinstance(item, DataError):
         return item
     if labels and not isinstance(item, Passage) and set(item.labels) - set(labels):
-        unknown, known = choices(sorted(set(item.labels) - set(labels))), choices(labels)
-        return item.error(f"unknown label {unknown}; allowed: {known}.")
+        unknown = [label for label in item.labels if label not in labels]
+        said = f"unknown label {choices(sorted(set(unknown)))}; allowed: {choices(labels)}."
+        if isinstance(item, Tagged):
+            return item.wrong(item.tags.index(unknown[0]), said)
+        return item.error(said)
     try:
         judge(item)
     except DataError as error:

@@ -27,7 +27,7 @@ def read_conll(path: Path) -> Iterator[Tagged | DataError]:
     def sentence() -> Iterator[Tagged]:
         if words and not bad:
             tokens, tags = zip(*words, strict=True)
-            yield Tagged(tokens, tags, str(path), start)
+            yield Tagged(tokens, tags, str(path), start, apart=True)
 
     for line in read_lines(path):
         try:

@@ -65,12 +65,16 @@ class Labelled(Placed):
 
 @dataclass(frozen=True, slots=True)
 class Tagged(Placed):
-    """One sentence for token classification: its words, and a tag for each of them."""
+    """One sentence for token classification: its words, and a tag for each of them.
+
+    `apart`: each word has a line of its own, from `line` on.
+    """
 
     tokens: tuple[str, ...]
     tags: tuple[str, ...]
     path: str = ""
     line: int = 0
+    apart: bool = False
 
     @property
     def texts(self) -> dict[str, str]:
@@ -81,6 +85,12 @@ class Tagged(Placed):
     def labels(self) -> tuple[str, ...]:
         """The tags."""
         return self.tags
+
+    def wrong(self, place: int, message: str) -> DataError:
+        """A DataError that points at the word at `place`: by its line, or by name."""
+        if self.apart:
+            return DataError(message, self.path, self.line + place)
+        return self.error(f"word {place + 1}, {self.tokens[place]!r}: {message}")
 
 
 @dataclass(frozen=True, slots=True)

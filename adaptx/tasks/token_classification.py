@@ -117,10 +117,12 @@ class TokenClassification(Task):
         unseen = sorted(self._found(dev) - found)
         if unseen and not self.labels:
             tag = unseen[0]
-            record = next(r for r in dev if tag in {_type(t, self.scheme) for t in r.tags})
-            raise record.error(
+            typed = ((record, [_type(t, self.scheme) for t in record.tags]) for record in dev)
+            record, types = next(one for one in typed if tag in one[1])
+            raise record.wrong(
+                types.index(tag),
                 f"{tag!r} stands in dev but not in train (which has {choices(sorted(found))}): it "
-                f"can't be learnt. Add rows of it to train, or take it out of dev."
+                f"can't be learnt. Add rows of it to train, or take it out of dev.",
             )
         task = self if self.labels else replace(self, labels=self._labels(found))
         if len(task.labels) < 2:
@@ -138,24 +140,25 @@ class TokenClassification(Task):
         known = set(self.labels)
         for record in records:
             before = "O"
-            for place, (word, tag) in enumerate(zip(record.tokens, record.tags, strict=True)):
-                where = f"word {place + 1}, {word!r}"
+            for place, tag in enumerate(record.tags):
                 if self.scheme == "bio":
-                    self._check_bio(record, tag, before, where)
+                    self._check_bio(record, place, before)
                 if known and tag not in known:
-                    raise record.error(
-                        f"{where}: unknown tag {tag!r}; allowed: {choices(self.labels)}."
+                    raise record.wrong(
+                        place, f"unknown tag {tag!r}; allowed: {choices(self.labels)}."
                     )
                 before = tag
 
-    def _check_bio(self, record: Tagged, tag: str, before: str, where: str) -> None:
+    def _check_bio(self, record: Tagged, place: int, before: str) -> None:
+        tag = record.tags[place]
         if (parts := _split(tag)) is None:
-            raise record.error(f"{where}: the tag {tag!r} is none of BIO's: {_REMEDY}.")
+            raise record.wrong(place, f"the tag {tag!r} is none of BIO's: {_REMEDY}.")
         mark, name = parts
         if mark == "I" and not self.repair and name != (_split(before) or ("", ""))[1]:
-            raise record.error(
-                f"{where}: {tag} follows {before}, so it continues no entity: begin it with "
-                f"B-{name}, or let that be done (repair=True, --repair)."
+            raise record.wrong(
+                place,
+                f"{tag} follows {before}, so it continues no entity: begin it with B-{name}, or "
+                f"let that be done (repair=True, --repair).",
             )
 
     def _found(self, records: Iterable[Tagged]) -> set[str]:
@@ -163,8 +166,7 @@ class TokenClassification(Task):
         for record in records:
             if self.scheme == "bio" and (bad := [t for t in record.tags if _split(t) is None]):
                 place = record.tags.index(bad[0])
-                where = f"word {place + 1}, {record.tokens[place]!r}"
-                raise record.error(f"{where}: the tag {bad[0]!r} is none of BIO's: {_REMEDY}.")
+                raise record.wrong(place, f"the tag {bad[0]!r} is none of BIO's: {_REMEDY}.")
         found = {_type(tag, self.scheme) for record in records for tag in record.tags}
         return found - {""}
 
@@ -272,7 +274,10 @@ class TokenClassification(Task):
         return np.array(path[::-1])
 
 
-_REMEDY = "O, or B- or I- with a type; for other tags, such as parts of speech, scheme='plain'"
+_REMEDY = (
+    "O, or B- or I- with a type; for other tags, such as parts of speech, take the scheme plain "
+    "(scheme='plain', --scheme plain)"
+)
 
 
 def word_spans(one: str | Sequence[str]) -> list[tuple[int, int]]:

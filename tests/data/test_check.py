@@ -138,6 +138,12 @@ def test_bad_sentences_are_left_out_and_each_bad_line_is_told(tmp_path):
     assert (report.labels, report.entities) == ({"B-PER": 1}, {"PER": 1})
 
 
+def test_unknown_tags_are_told_once_with_the_lines_of_their_words(tmp_path):
+    path = write(tmp_path / "a.conll", "a O\nb PER\n\nc O\nd O\ne PER\n")
+    report = check(path, "token-classification", labels=["O"])
+    assert problems(report) == [([2, 6], "unknown label PER; allowed: O.")]
+
+
 def test_bad_questions_are_told_by_their_id(tmp_path):
     def question(id_, start):
         answers = [{"text": "Dodoma", "answer_start": start}]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score, precision_score, recall_score
 
+from adaptx.data.read import read_tagged
 from adaptx.data.records import Tagged
 from adaptx.data.windows import Window, sliding
 from adaptx.errors import DataError, OptionError
@@ -56,6 +57,23 @@ def test_bad_tags_are_refused_with_their_place(tags, said):
     rows = [row("x y", "B-LOC O", 1), row("a b c", tags)]
     with pytest.raises(DataError, match=said):
         TokenClassification().fit(rows)
+
+
+@pytest.mark.parametrize(
+    ("task", "tag", "said"),
+    [
+        (TokenClassification(), "PER", "none of BIO's.*scheme='plain', --scheme plain"),
+        (TokenClassification(), "I-PER", "I-PER follows O"),
+        (TASK, "B-ORG", "unknown tag 'B-ORG'"),
+        (TokenClassification(), "B-ORG", "'ORG' stands in dev but not in train"),
+    ],
+)
+def test_in_a_conll_file_the_line_is_that_of_the_word(tmp_path, task, tag, said):
+    path = tmp_path / "a.conll"
+    path.write_text(f"# id = 1\nJuma B-PER\n\nRais O\nyuko O\nKenya {tag}\n")
+    train = [row("Juma yuko", "B-PER O")]
+    with pytest.raises(DataError, match=f"a.conll, line 6: .*{said}"):
+        task.fit(train, read_tagged(path))
 
 
 def test_repair_begins_an_entity_where_nothing_goes_on():
