@@ -25,6 +25,7 @@ from adaptx.encoder.families import model_inputs
 from adaptx.errors import MissingExtra, OptionError, choices
 from adaptx.onnx.parity import compare
 from adaptx.onnx.probe_texts import PROBE_TEXTS
+from adaptx.tasks import Similarity
 
 QUANTIZATIONS = ("int8",)
 MODEL = "model.onnx"
@@ -94,8 +95,7 @@ class _Merged(nn.Module):
     def __init__(self, encoder: Encoder, adapter: Adapter):
         super().__init__()
         self.model = adapter.merged_model(encoder).cpu().eval()
-        head = copy.deepcopy(adapter.head)
-        self.adapter = Adapter(adapter.facts, None, head, adapter.task).cpu()
+        self.adapter = Adapter(adapter.facts, None, _head(adapter), adapter.task).cpu()
         self.config = _config(encoder, adapter)
         assert adapter.task is not None
         self.task = adapter.task
@@ -109,6 +109,15 @@ class _Merged(nn.Module):
         if hub == ANSWERS:
             return {"start_logits": outputs[..., 0], "end_logits": outputs[..., 1]}
         return {"logits": outputs}
+
+
+def _head(adapter: Adapter) -> Any:
+    """A copy of the head; similarity's answers on the scale of its training data by itself."""
+    head = copy.deepcopy(adapter.head)
+    if head is not None and isinstance(adapter.task, Similarity):
+        head.weight.data *= adapter.task.scale
+        head.bias.data = adapter.task.mean + adapter.task.scale * head.bias.data
+    return head
 
 
 def _config(encoder: Encoder, adapter: Adapter) -> Any:

@@ -21,6 +21,7 @@ from adaptx.errors import ParityError
 from adaptx.evaluation.metrics import task_scores
 from adaptx.runtime.sessions import EXACT
 from adaptx.runtime.verify import BOUNDS, Bounds, compare_outputs, failures
+from adaptx.tasks import Similarity, Task
 from adaptx.tasks.base import title
 
 DROP = {"fp32": 0.0, "int8": 0.04}  # largest loss of score on dev, one row more allowed
@@ -44,6 +45,14 @@ def torch_outputs(encoder: Encoder, adapter: Adapter, ids: list[int]) -> np.ndar
     hidden = adapter.hidden(encoder, torch.from_numpy(batch.input_ids).to(encoder.device), mask)
     found: np.ndarray = adapter.outputs(hidden, mask).float().cpu().numpy()[0]
     return found
+
+
+def head_outputs(task: Task, outputs: np.ndarray) -> np.ndarray:
+    """What the head of a merged model gave: similarity's has the task's mean and scale in it."""
+    if isinstance(task, Similarity):
+        found: np.ndarray = (outputs - task.mean) / task.scale
+        return found
+    return outputs
 
 
 class MergedSession:
@@ -107,13 +116,14 @@ def compare(
         inputs = list(pairwise(texts))
     session = MergedSession(folder)
     wanted, found = torch_logits(encoder, adapter, inputs), session.logits(inputs)
+    found = head_outputs(task, found)
     exact = kind == "fp32"
     report: dict[str, Any] = {"texts": len(inputs), **compare_outputs(task, wanted, found, bounds)}
     if dev:
         windows = task.windows(encoder.text, adapter.prefix, task.inputs(dev), adapter.max_length)
         ways: dict[str, Callable[[list[int]], np.ndarray]] = {
             "torch": lambda ids: torch_outputs(encoder, adapter, ids),
-            "onnx": session.outputs,
+            "onnx": lambda ids: head_outputs(task, session.outputs(ids)),
         }
         scores = {}
         for way, run in ways.items():

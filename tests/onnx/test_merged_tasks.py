@@ -8,10 +8,10 @@ import torch
 from peft import LoraConfig
 
 import adaptx as ax
-from adaptx.data.records import Passage, Tagged
+from adaptx.data.records import Pair, Passage, Tagged
 from adaptx.data.windows import whole
 from adaptx.onnx.merged import CLASSES
-from adaptx.onnx.parity import torch_outputs
+from adaptx.onnx.parity import head_outputs, torch_outputs
 
 pytestmark = pytest.mark.optimum
 TASKS = {
@@ -59,7 +59,7 @@ def test_it_opens_with_its_class_and_gives_torchs_outputs(encoder, tmp_path, nam
     elif name == "vectors":
         got = found.last_hidden_state[0].numpy().mean(0)
     else:
-        got = found.logits[0].numpy()
+        got = head_outputs(adapter.task, found.logits[0].numpy())
     np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
     if adapter.task.problem:
         assert model.config.problem_type == adapter.task.problem
@@ -84,6 +84,24 @@ def test_pipelines_answer_with_labels_and_spans(encoder, tmp_path):
     answer = pipeline("question-answering", model, tokenizer=tokenizer)
     found = answer(question=PAIR[0], context=PAIR[1])
     assert found["answer"] in PAIR[1]
+
+
+def test_a_similarity_is_on_the_scale_of_its_training_data(encoder, tmp_path):
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer, pipeline
+
+    adapter, folder = acting(encoder, "nearness"), tmp_path / "onnx"
+    before = adapter.head.weight.clone()
+    pairs = [Pair(*PAIR, "1"), Pair(TEXT, PAIR[1], "4"), Pair(TEXT, TEXT, "5")]
+    report = ax.export_merged(encoder, adapter, folder, dev=pairs)
+    assert report["dev"]["onnx"] == pytest.approx(report["dev"]["torch"], abs=1e-5)
+    assert (adapter.head.weight == before).all()
+    model = ORTModelForSequenceClassification.from_pretrained(folder)
+    score = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained(folder))
+    for pair in pairs:
+        (wanted,) = encoder.predict([(pair.text, pair.other)], adapter)
+        found = score({"text": pair.text, "text_pair": pair.other})
+        assert found["score"] == pytest.approx(wanted.score, abs=1e-3)
 
 
 def test_scores_on_dev_are_the_tasks_own(encoder, tmp_path):
