@@ -56,9 +56,12 @@ def head_outputs(task: Task, outputs: np.ndarray) -> np.ndarray:
 
 
 class MergedSession:
-    """A merged model's folder, opened with onnxruntime and tokenizers alone."""
+    """A merged model's folder, opened with onnxruntime and tokenizers alone.
 
-    def __init__(self, folder: Path):
+    `pooling` makes one vector of the token states, where these are what the model gives.
+    """
+
+    def __init__(self, folder: Path, pooling: str = "mean"):
         import onnxruntime
         from tokenizers import Tokenizer
 
@@ -69,6 +72,7 @@ class MergedSession:
         self.session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
+        self.pooling = pooling
         self.names = [output.name for output in self.session.get_outputs()]
 
     def logits(self, texts: Sequence[Input]) -> np.ndarray:
@@ -82,13 +86,13 @@ class MergedSession:
 
     def outputs(self, ids: Sequence[int]) -> np.ndarray:
         """What the model gives for one window: `[L]`, or `[S, L]` (QA's start and end beside each
-        other); of token states their mean.
+        other); of token states the pooled one.
         """
         ids_1S = np.array([ids], dtype=np.int64)
         feeds = {"input_ids": ids_1S, "attention_mask": np.ones_like(ids_1S)}
         found = [output[0] for output in self.session.run(None, feeds)]
         if self.names == ["last_hidden_state"]:
-            return found[0].mean(0)
+            return found[0][0] if self.pooling == "cls" else found[0].mean(0)
         return found[0] if len(found) == 1 else np.stack(found, -1)
 
 
@@ -114,7 +118,7 @@ def compare(
     inputs: Sequence[Input] = texts
     if task.two_texts:
         inputs = list(pairwise(texts))
-    session = MergedSession(folder)
+    session = MergedSession(folder, task.pooling)
     wanted, found = torch_logits(encoder, adapter, inputs), session.logits(inputs)
     found = head_outputs(task, found)
     exact = kind == "fp32"
