@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from adaptx.errors import FolderError, choices
-from adaptx.tasks import Classification, Task, task_from_json
+from adaptx.tasks import Classification, QuestionAnswering, Task, task_from_json
 from adaptx.tasks.base import TITLES, title
 
 if TYPE_CHECKING:
@@ -90,11 +90,12 @@ def _summary(facts: Facts, task: Task | None) -> str:
     what = text.format(sites=len(facts.scales), method=facts.method)
     if task is None:
         return f"An adapter for the text encoder `{facts.encoder}`. {what}. It has no head."
-    read = [
-        "one text" + (f"; it was trained on texts in `{facts.language}`" if facts.language else "")
-    ]
+    read = [_inputs(task)]
+    if facts.language:
+        read += [f"it was trained on texts in `{facts.language}`"]
     if facts.max_length:
-        read += [f"{facts.max_length} tokens at most, the rest is cut off"]
+        more = "what is longer is read in several windows" if task.slides else "the rest is cut off"
+        read += [f"{facts.max_length} tokens at {'a time' if task.slides else 'most'}, {more}"]
     top = "; a linear classifier stands on top" if task.has_head and task.answers else ""
     answers = []
     if isinstance(task, Classification):
@@ -109,6 +110,13 @@ def _summary(facts: Facts, task: Task | None) -> str:
         f"made it, runs the two. {what}{top}.\n\n"
         + _bullets([f"**Reads** {'; '.join(read)}.", *answers])
     )
+
+
+def _inputs(task: Task) -> str:
+    """What one row is."""
+    if isinstance(task, QuestionAnswering):
+        return "a question and a passage"
+    return "two texts" if task.two_texts else "one text"
 
 
 def _scores(evaluation: dict[str, Any]) -> str:
@@ -193,16 +201,17 @@ def _usage(facts: Facts, task: Task | None) -> str:
         )
     bundled = facts.encoder.startswith("bundled:")
     extras = "train,bundled" if bundled else "train"
+    two = task is not None and task.two_texts
+    passage, one = (' --passage "…"', '("…", "…")') if two else ("", '"…"')
+    which = "the first of two texts" if two else "every text"
     prefix = (
-        f" adaptx puts `{facts.prefix}` before every text by itself."
-        if facts.prefix.strip()
-        else ""
+        f" adaptx puts `{facts.prefix}` before {which} by itself." if facts.prefix.strip() else ""
     )
     return f"""\
 With this folder downloaded, and adaptx installed (`pip install 'adaptx[{extras}]'`):
 
 ```
-adaptx predict "…" --adapter path/to/this/folder
+adaptx predict "…"{passage} --adapter path/to/this/folder
 ```
 
 ```python
@@ -210,10 +219,10 @@ import adaptx as ax
 
 encoder = ax.Encoder.from_pretrained({facts.encoder!r})
 adapter = ax.Adapter.load("path/to/this/folder", encoder)
-encoder.predict(["…"], adapter)
+encoder.predict([{one}], adapter)
 ```
 
-One encoder serves many adapters: each text of a batch may take its own.{prefix}"""
+One encoder serves many adapters: each row of a batch may take its own.{prefix}"""
 
 
 def _limits(facts: Facts, task: Task | None) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
+from peft import LoraConfig
 
 from adaptx import Adapter, tasks
 from adaptx.adapters.card import model_card
@@ -107,6 +108,31 @@ def test_a_card_warns_of_uneven_and_of_absent_labels():
     absent = {"sw": {**scored(0, 80), "file": "t.tsv"}}
     said = section(model_card(replace(FACTS, evaluation=absent)), "Limits")
     assert "Never seen in the test data: afya." in said
+
+
+@pytest.mark.parametrize(
+    ("task", "reads", "limit"),
+    [
+        (tasks.PairClassification(("yes", "no")), "two texts", "48 tokens at most, the rest"),
+        (tasks.Similarity(), "two texts", "48 tokens at most, the rest is cut off"),
+        (tasks.QuestionAnswering(), "a question and a passage", "48 tokens at a time, what"),
+        (tasks.TokenClassification(("O", "B-X", "I-X")), "one text", "several windows"),
+        (tasks.Retrieval(), "one text", "48 tokens at most, the rest is cut off"),
+    ],
+)
+def test_a_card_says_what_its_task_reads_and_how_to_ask_it(small, tmp_path, task, reads, limit):
+    adapter = Adapter.new(
+        small, task, LoraConfig(r=2, target_modules="all-linear"), name="a", max_length=48
+    )
+    card = (adapter.save(tmp_path / "a") / "README.md").read_text()
+    (bullet,) = re.findall(r"^- \*\*Reads\*\* (.*)$", card, re.M)
+    assert bullet.startswith(f"{reads}; ") and limit in bullet
+    assert ('adaptx predict "…" --passage "…"' in card) == task.two_texts
+    (code,) = re.findall(r"```python\n(.*?)```", section(card, "How to use it"), re.S)
+    *opening, asking = code.replace("path/to/this/folder", str(tmp_path / "a")).splitlines()
+    scope: dict = {}
+    exec("\n".join(opening), scope)
+    assert len(eval(asking, scope)) == 1
 
 
 def test_names_stay_inside_their_table_and_front_matter():
