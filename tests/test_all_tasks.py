@@ -85,6 +85,16 @@ INPUTS = {
     "summary": f"{WEATHER[2]}\n{SENTENCES[1]}\n{WEATHER[0]}",
 }
 
+WRONG = {
+    "topics": (("leo", "jana"), r"One text is needed .*'classification'; this is two: \('leo', 'j"),
+    "several": (["leo", "jana"], "One text is needed"),
+    "same": ("leo", "Two texts are needed, as .text, other.* this is one text: 'leo'"),
+    "names": (("leo", "jana"), "A text, or a list of words, is needed"),
+    "answers": ("Wapi?", "its passage are needed, .*; this is one text: 'Wapi"),
+    "nearness": ("leo", "Two texts are needed"),
+    "summary": (("leo", "jana"), "A text, or a list of its sentences, is needed"),
+}
+
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
@@ -151,6 +161,13 @@ def test_each_answers_in_its_natural_shape(adapters, encoder):
     assert np.linalg.norm(found["vectors"]) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", WRONG)
+def test_one_text_for_two_and_two_for_one_are_refused(adapters, encoder, name):
+    one, said = WRONG[name]
+    with pytest.raises(OptionError, match=said):
+        encoder.predict([one], adapters[name])
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_folder_keeps_all_of_it(adapters, encoder, tmp_path, name):
     adapters[name].save(tmp_path / name)
@@ -178,8 +195,9 @@ def test_one_bundle_answers_all_in_one_mixed_batch_equal_to_torch(adapters, enco
             assert same(found.value, one), name
             assert same(runtime.predict([INPUTS[name]], name)[0].value, one), name
         assert runtime.embed(["leo"], "names").shape == (1, encoder.hidden_size)
-        with pytest.raises(OptionError, match="its passage are needed"):
-            runtime.predict(["Wapi?"], "answers")
+        for name, (one, said) in WRONG.items():
+            with pytest.raises(OptionError, match=said):
+                runtime.predict(["leo", one], [None, name])
     with pytest.raises(OptionError, match="serve it from a bundle"):
         ax.export_merged(encoder, adapters["summary"], tmp_path / "merged")
 

@@ -50,6 +50,7 @@ def windows_of(
         own = row.loaded.facts.prefix if row else prefix
         task = row.loaded.task if row else None
         if task is not None and type(task).windows is Task.windows:
+            task.check_inputs([texts[i]])
             task = None  # it reads a text as it stands: such rows are tokenized together
         groups.setdefault((_limit(row, max_length), own, task), []).append(i)
     found: list[list[Window]] = [[]] * len(texts)

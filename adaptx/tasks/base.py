@@ -82,6 +82,7 @@ class Task:
     two_texts  whether an input is two texts
     slides   whether what is longer than the encoder reads goes through it in several windows; else
              it loses its end
+    needs    what an input must be, in words, for who gives another
     problem  transformers' problem_type of a model that gives numbers for a text
     metrics  names of its scores (adaptx.evaluation.metrics); the first chooses the best epoch
              unless another is asked for
@@ -99,6 +100,7 @@ class Task:
     problem: ClassVar[str | None] = None
     two_texts: ClassVar[bool] = False
     slides: ClassVar[bool] = False
+    needs: ClassVar[str] = "One text is needed"
     labels: tuple[str, ...]
     pooling: str
 
@@ -148,8 +150,19 @@ class Task:
     def windows(
         self, text: TextEncoder, prefix: str, inputs: Sequence[Input], max_length: int | None = None
     ) -> list[list[Window]]:
-        """The windows of each input."""
+        """The windows of each input; raises OptionError as `check_inputs`."""
+        self.check_inputs(inputs)
         return [[window] for window in whole(text, prefix, inputs, max_length)]
+
+    def check_inputs(self, inputs: Sequence[Any]) -> None:
+        """Raise OptionError for one text where the task reads two, for two where it reads one."""
+        for one in inputs:
+            is_text = isinstance(one, str)
+            if is_text if self.two_texts else isinstance(one, (tuple, list)) and len(one) == 2:
+                raise OptionError(
+                    f"{self.needs} for the task {self.kind!r}; this is "
+                    f"{'one text' if is_text else 'two'}: {repr(one)[:80]}."
+                )
 
     def targets(self, records: Sequence[Any], windows: Sequence[Sequence[Window]] = ()) -> Any:
         """What each window (`together`: each record) should answer, as arrays."""

@@ -22,6 +22,7 @@ class PairClassification(Classification):
     kind = "pairs"
     record = Pair
     two_texts = True
+    needs = "Two texts are needed, as (text, other) or with --passage,"
 
     @property
     def reads(self) -> str:

@@ -64,6 +64,7 @@ class QuestionAnswering(Task):
     chooses = False
     two_texts = True
     slides = True
+    needs = "A question and its passage are needed, as (question, passage) or with --passage,"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -100,11 +101,7 @@ class QuestionAnswering(Task):
         self, text: TextEncoder, prefix: str, inputs: Sequence[Input], max_length: int | None = None
     ) -> list[list[Window]]:
         """Overlapping windows of the passage, the question before each."""
-        if wrong := [one for one in inputs if isinstance(one, str)]:
-            raise OptionError(
-                f"A question and its passage are needed, as (question, passage); this is one text: "
-                f"{wrong[0][:60]!r}."
-            )
+        self.check_inputs(inputs)
         return sliding(text, prefix, inputs, max_length)
 
     def targets(

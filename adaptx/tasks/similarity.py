@@ -50,6 +50,7 @@ class Similarity(Task):
     problem = "regression"
     chooses = False
     two_texts = True
+    needs = "Two texts are needed, as (text, other) or with --passage,"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))

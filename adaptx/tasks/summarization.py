@@ -189,7 +189,7 @@ def _spans(one: Any) -> tuple[str, list[tuple[int, int]]]:
     """A document's text, and where its sentences are; a list of them is joined by spaces."""
     if isinstance(one, str):
         return one, sentence_spans(one)
-    if not isinstance(one, (list, tuple)) or not all(isinstance(s, str) for s in one):
+    if not isinstance(one, list) or not all(isinstance(s, str) for s in one):
         raise OptionError(
             f"A text, or a list of its sentences, is needed for a summary; this is {one!r}."
         )

@@ -348,7 +348,7 @@ def text_of(one: str | Sequence[str]) -> str:
     """A text as it is, or a list's words with spaces between them; OptionError for another."""
     if isinstance(one, str):
         return one
-    if not isinstance(one, (list, tuple)) or not all(isinstance(w, str) for w in one):
+    if not isinstance(one, list) or not all(isinstance(w, str) for w in one):
         raise OptionError(f"A text, or a list of words, is needed for tagging; this is {one!r}.")
     return " ".join(one)
 
