@@ -6,7 +6,7 @@ S tokens of a window.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Window:
     offsets  int32 `[S, 2]`: each token's characters in the row's text, in its second one where it
              has two; (-1, -1) for the others. None where nobody asked
     words    int32 `[S]`: the number of each token's word, as the tokenizer counts them; -1 likewise
-    cut      tokens at the end of the row that are read nowhere
+    cut      tokens at the end of one of the row's texts that are read nowhere
     """
 
     ids: list[int]
@@ -74,7 +74,8 @@ def sliding(
     """The windows of each input, with offsets: every token of its text is in at least one.
 
     Of two texts the second is slid over, and the first stands before each of its windows; it keeps
-    at most half of a window. Raises OptionError as `TextEncoder.ids`.
+    at most half of a window, and the first window says how much was cut. Raises OptionError as
+    `TextEncoder.ids`.
     """
     check_inputs(inputs)
     return [_slid(text, prefix, one, max_length, overlap) for one in inputs]
@@ -143,12 +144,14 @@ def _slid(
         return [_window(part, 0, len(prefix)) for part in (made, *made.overflowing)]
     tokenizer, room = text.tokenizer, _room(text, max_length, 2)
     first = tokenizer.encode(prefix + one[0], add_special_tokens=False)
+    cut = max(len(first.ids) - room // 2, 0)
     first.truncate(room // 2)
     second = tokenizer.encode(one[1], add_special_tokens=False)
     room -= len(first.ids)
     second.truncate(room, stride=min(overlap, room // 2))
     parts = (second, *second.overflowing)
-    return [_window(tokenizer.post_process(first, part), 1, 0) for part in parts]
+    found = [_window(tokenizer.post_process(first, part), 1, 0) for part in parts]
+    return [replace(found[0], cut=cut), *found[1:]]
 
 
 def _window(encoding: Any, sequence: int, shift: int) -> Window:

@@ -15,7 +15,8 @@ class Answer:
     adapter     the adapter's name, or None
     prediction  what the adapter's task answers: a label with its scores, entities …
     vector      the pooled state, fp32 `[H]`, where it has no task, or there is no adapter
-    truncated   tokens at the end of the text that were not read, as it is too long
+    truncated   tokens at the end of the text, or of the question before a passage, that were not
+                read, as it is too long
     """
 
     adapter: str | None

@@ -70,9 +70,11 @@ def refuse_cut(windows: Sequence[Sequence[Window]]) -> None:
     for place, its in enumerate(windows, 1):
         for window in its:
             if window.cut:
+                slid = window.offsets is not None  # then it is the question that was cut
+                room = "half a window, its room" if slid else f"the {len(window.ids)} that are read"
                 raise OptionError(
-                    f"Text {place} is {window.cut} tokens longer than the {len(window.ids)} that "
-                    f"are read: shorten it, or let it be cut (too_long='truncate')."
+                    f"{'The question of text' if slid else 'Text'} {place} is {window.cut} tokens "
+                    f"longer than {room}: shorten it, or let it be cut (too_long='truncate')."
                 )
 
 

@@ -56,6 +56,11 @@ def test_a_question_stands_before_each_window_of_its_passage(encoder_text, asked
         for start, end in window.offsets:
             covered[max(start, 0) : max(end, 0)] = True
     assert len(heads) == 1
+    tokenizer = encoder_text.tokenizer
+    whole_ids = tokenizer.encode("query: " + question, add_special_tokens=False).ids
+    kept = [id_ for id_ in heads.pop() if id_ not in tokenizer.encode("", "").ids]
+    assert kept == whole_ids[: len(kept)]
+    assert sum(window.cut for window in windows) == len(whole_ids) - len(kept)
     assert all(covered[i] for i, c in enumerate(passage) if not c.isspace())
 
 
