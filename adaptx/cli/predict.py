@@ -176,11 +176,24 @@ def _show(text: Input, name: str | None, answer: Any, more: dict[str, Any], as_j
     line: dict[str, Any] = {"text": first, "adapter": name}
     if other is not None:
         line |= {"other": other}
-    if isinstance(answer, np.ndarray):
-        line |= {"vector": [round(float(value), 6) for value in answer]}
-        short = "vector\t[" + ", ".join(f"{v:.3f}" for v in answer[:4]) + f", … {len(answer)}]"
+    if isinstance(answer, np.ndarray) and answer.ndim == 2:  # of two texts, each read alone
+        one, two = answer
+        cosine = float(one @ two)
+        line |= {"vector": _rounded(one), "other_vector": _rounded(two), "cosine": cosine}
+        short = f"cosine {cosine:.3f}\t{_shortened(one)}\t{_shortened(two)}"
+    elif isinstance(answer, np.ndarray):
+        line |= {"vector": _rounded(answer)}
+        short = f"vector\t{_shortened(answer)}"
     else:
         line |= answer.to_json()
         short = str(answer)
     line |= more
     typer.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{short}\t{first}")
+
+
+def _rounded(vector: Sequence[float]) -> list[float]:
+    return [round(float(value), 6) for value in vector]
+
+
+def _shortened(vector: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{v:.3f}" for v in vector[:4]) + f", … {len(vector)}]"

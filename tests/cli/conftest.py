@@ -34,3 +34,13 @@ def bundle(small, three, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     ax.export(small, [ax.Adapter.load(path, small) for path in three.values()], folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def search(small, tmp_path_factory):
+    """The folder of a retrieval adapter, and its fp32 bundle."""
+    folder = tmp_path_factory.mktemp("search")
+    config = LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear")
+    adapter = ax.Adapter.new(small, ax.tasks.Retrieval(), config, name="search", seed=5)
+    ax.export(small, [adapter], folder / "bundle", quantize="fp32")
+    return adapter.save(folder / "search"), folder / "bundle"

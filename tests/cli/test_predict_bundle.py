@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
+import adaptx as ax
 from adaptx.errors import OptionError
 from tests.cli.test_adapters import adaptx
 
@@ -35,6 +37,20 @@ def test_a_language_or_a_column_chooses_the_adapter(bundle, tmp_path, capsys):
     path.write_text("text\tuse\nTimu\tsw\nRais\t\nHabari\tprobe\n")
     found = lines(capsys, "-i", path, "--adapter-column", "use", "--bundle", bundle)
     assert [one["adapter"] for one in found] == ["sw", None, "probe"]
+
+
+def test_two_texts_of_retrieval_are_two_vectors_and_their_cosine(search, small, capsys):
+    folder, bundle = search
+    adapter = ax.Adapter.load(folder, small)
+    for where in (["-a", folder], ["-a", "search", "--bundle", bundle]):
+        (found,) = lines(capsys, "Timu", "--passage", "Rais", *where)
+        for name, text in (("vector", "Timu"), ("other_vector", "Rais")):
+            assert found[name] == pytest.approx(small.predict([text], adapter)[0], abs=1e-4)
+        cosine = np.dot(found["vector"], found["other_vector"])
+        assert found["cosine"] == pytest.approx(cosine, abs=1e-4)
+        assert adaptx("predict", "Timu", "--passage", "Rais", *where) == 0
+        said = capsys.readouterr().out.split("\t")
+        assert said[0] == f"cosine {found['cosine']:.3f}" and said[3] == "Timu\n"
 
 
 @pytest.mark.parametrize(
