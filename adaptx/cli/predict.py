@@ -13,7 +13,10 @@ from adaptx.cli.opening import NONE
 from adaptx.errors import OptionError, choices
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from adaptx.data.windows import Input
+    from adaptx.tasks.retrieval import Ranked
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -25,6 +28,8 @@ EXAMPLES = """
   adaptx predict --input texts.jsonl --adapter-column adapter -a adapters/sw -a adapters/yo --json
 
   adaptx predict "Samia alizaliwa wapi?" --passage "Samia alizaliwa Zanzibar." -a adapters/sw-qa
+
+  adaptx predict "bei ya mchele" --rank passages.txt --top 3 -a adapters/sw-search
 
   adaptx predict "Nimefurahi sana" --bundle build/bundle -a sw-topics
 
@@ -59,6 +64,17 @@ def predict(
         str | None,
         typer.Option("--other-column", help="Of --input: the second text, as --passage."),
     ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            "--rank",
+            metavar="FILE",
+            help="Of documents, one a line (.txt, or a table): the nearest to the text.",
+        ),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", min=1, help="Of --rank: how many.", show_default="all")
+    ] = None,
     adapter_column: Annotated[
         str | None,
         typer.Option("--adapter-column", help="Which column of --input names a row's adapter."),
@@ -80,6 +96,23 @@ def predict(
     ] = False,
 ) -> None:
     """Answer texts; rows with different adapters share batches."""
+    if bundle is not None and (encoder or batch_size):
+        raise OptionError("--encoder and --batch-size are for torch: leave them out.")
+    if rank is not None:
+        useless = {
+            "--input": input, "--passage": passage, "--other-column": other_column,
+            "--adapter-column": adapter_column, "--language": language,
+        }  # fmt: skip
+        if given := [name for name, value in useless.items() if value is not None]:
+            raise OptionError(f"{choices(given)} would have no effect with --rank: leave it out.")
+        if not texts or len(texts) > 1 or len(adapter or ()) > 1:
+            raise OptionError("--rank takes one text, the query, and at most one adapter.")
+        where = adapter[0] if adapter else NONE, bundle, encoder, batch_size or BATCH
+        for one in _ranked(texts[0], rank, text_column, top, *where):
+            typer.echo(json.dumps(one.to_json(), ensure_ascii=False) if as_json else str(one))
+        return
+    if top is not None:
+        raise OptionError("--top says how many of --rank's documents: give --rank too.")
     rows: list[Input] = list(texts or [])
     if bool(rows) == (input is not None):
         raise OptionError("Give texts as arguments, or a file with --input: one of the two.")
@@ -107,8 +140,6 @@ def predict(
             f"for each."
         )
     if bundle is not None:
-        if encoder or batch_size:
-            raise OptionError("--encoder and --batch-size are for torch: leave them out.")
         if language is not None and (adapter or named):
             raise OptionError("Give adapters or --language, not both.")
         found = _of_bundle(bundle, rows, named or asked, language)
@@ -169,6 +200,31 @@ def _of_bundle(
     return found
 
 
+def _ranked(
+    query: str,
+    source: str,
+    text_column: str | None,
+    top: int | None,
+    name: str,
+    bundle: Path | None,
+    encoder: str | None,
+    batch_size: int,
+) -> list[Ranked]:
+    """The documents of a file that are nearest to the query."""
+    from adaptx.data.read import read_texts
+
+    documents = [row.text for row in read_texts(source, text_column=text_column)]
+    if bundle is None:
+        from adaptx.cli.opening import open_adapters
+
+        opened, (adapter,) = open_adapters([name], encoder)
+        return opened.rank(query, documents, adapter, top=top, batch_size=batch_size)
+    from adaptx.runtime.runtime import Runtime
+
+    with Runtime.open(bundle) as runtime:
+        return runtime.rank(query, documents, None if name == NONE else name, top=top)
+
+
 def _show(text: Input, name: str | None, answer: Any, more: dict[str, Any], as_json: bool) -> None:
     import numpy as np
 
@@ -191,9 +247,9 @@ def _show(text: Input, name: str | None, answer: Any, more: dict[str, Any], as_j
     typer.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{short}\t{first}")
 
 
-def _rounded(vector: Sequence[float]) -> list[float]:
+def _rounded(vector: np.ndarray) -> list[float]:
     return [round(float(value), 6) for value in vector]
 
 
-def _shortened(vector: Sequence[float]) -> str:
+def _shortened(vector: np.ndarray) -> str:
     return "[" + ", ".join(f"{v:.3f}" for v in vector[:4]) + f", … {len(vector)}]"

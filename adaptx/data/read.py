@@ -21,6 +21,7 @@ from adaptx.errors import DataError, choices
 __all__ = [
     *("FORMATS", "Example", "Pair", "Passage", "Tagged"),
     *("find_split", "read_column", "read_examples", "read_pairs", "read_passages", "read_tagged"),
+    "read_texts",
 ]
 FORMATS = tuple(TABLES)
 SPLITS = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
@@ -43,6 +44,11 @@ def read_examples(
     """
     columns = Columns(text_column, label_column, labelled=labelled)
     return _all(streams.examples(source, columns), source)
+
+
+def read_texts(source: str | Path, *, text_column: str | None = None) -> list[Example]:
+    """The texts of a text file, one a line, or of a table; DataError as `read_examples`."""
+    return _all(streams.texts(source, Columns(text_column)), source)
 
 
 def read_tagged(

@@ -1,4 +1,4 @@
-"""A frozen pretrained encoder: `Encoder.from_pretrained(...)`, `embed`, `predict`.
+"""A frozen pretrained encoder: `Encoder.from_pretrained(...)`, `predict`, `embed`, `rank`.
 
 Dimensions: B rows, S tokens, H hidden width, L labels.
 """
@@ -30,13 +30,20 @@ from adaptx.encoder.opening import (
 )
 from adaptx.encoder.sites import Route, Site, checkpoint_contexts, plain_copy, routed, wrap_sites
 from adaptx.errors import OptionError
-from adaptx.tasks.base import TOKENS
+from adaptx.tasks.base import TOKENS, Task
+from adaptx.tasks.retrieval import Ranked, ranked
 
 
 class RoutedAdapter(Protocol):
     """What `Encoder.predict` asks of an adapter (see adaptx.adapters.Adapter)."""
 
     model: nn.Module | None  # its own, where a bank can't hold it
+    task: Task | None
+
+    @property
+    def name(self) -> str:
+        """The adapter's name."""
+        ...
 
     @property
     def pooling(self) -> str:
@@ -257,6 +264,28 @@ class Encoder:
                             owned.answer(texts[i], windows[i], ordered) if owned else ordered[0]
                         )
         return answers
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        adapter: RoutedAdapter | None = None,
+        *,
+        top: int | None = None,
+        batch_size: int = 32,
+    ) -> list[Ranked]:
+        """The documents that are nearest to a query, the nearest first; at most `top` of them.
+
+        `adapter` is one of retrieval; None ranks by the plain encoder's vectors. Documents that are
+        equally near keep their order. Raises OptionError for no documents, and for an adapter that
+        answers with something else than vectors.
+        """
+
+        def embed(texts: list[str]) -> list[np.ndarray]:
+            return self.predict(texts, adapter, batch_size=batch_size)
+
+        name, task = (adapter.name, adapter.task) if adapter is not None else (None, None)
+        return ranked(query, documents, name, task, embed, top)
 
     def _windows(
         self,

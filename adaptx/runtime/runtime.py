@@ -1,4 +1,4 @@
-"""Opening a bundle and answering from it: `Runtime.open(...)`, `predict`, `embed`, `add`, `remove`.
+"""Opening a bundle and answering from it: `Runtime.open(...)`, `predict`, `rank`, `add`, `remove`.
 
     rt = Runtime.open("build/bundle")
     rt.predict(["Nimefurahi sana", "Inu mi dun"], adapter=["sw-topics", "yo-topics"])
@@ -43,6 +43,7 @@ from adaptx.runtime.reading import plain_ids, refuse_cut, windows_of
 from adaptx.runtime.saturation import Check
 from adaptx.runtime.sessions import Graphs, Sessions
 from adaptx.tasks import Task
+from adaptx.tasks.retrieval import Ranked, ranked
 
 SLOTS = 32  # of a chunk of the bank
 TOO_LONG = ("truncate", "refuse")
@@ -187,6 +188,27 @@ class Runtime:
                 _answer(one, name, row, its, [next(outputs) for _ in its])
                 for one, name, row, its in zip(texts, names, rows, windows, strict=True)
             ]
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        adapter: str | None = None,
+        *,
+        top: int | None = None,
+    ) -> list[Ranked]:
+        """The documents that are nearest to a query, the nearest first; at most `top` of them.
+
+        `adapter` is one of retrieval; None ranks by the plain encoder's vectors. Documents that are
+        equally near keep their order. Raises OptionError for no documents, and for an adapter that
+        answers with something else than vectors.
+        """
+
+        def embed(texts: list[str]) -> list[np.ndarray]:
+            return [answer.value for answer in self.predict(texts, adapter)]
+
+        task = self.task(adapter) if adapter is not None else None
+        return ranked(query, documents, adapter, task, embed, top)
 
     def embed(
         self,

@@ -15,14 +15,14 @@ B pairs of a micro-batch, C second texts and negatives, N texts of all kinds, H 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adaptx.data.duplicates import digest
-from adaptx.data.encode import TextEncoder
+from adaptx.data.encode import TextEncoder, check_texts
 from adaptx.data.records import Pair
 from adaptx.data.windows import Input, Window, whole
 from adaptx.errors import DataError, OptionError
@@ -32,6 +32,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 A, B, NEGATIVE = range(3)  # which of a row's texts one is
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A document held against a query: `documents[place]`, and the cosine of both vectors."""
+
+    place: int
+    text: str
+    score: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.score:.3f}\t{self.text}"
 
 
 @dataclass(frozen=True)
@@ -146,6 +162,42 @@ class Retrieval(Task):
         """A text's vector, fp32 `[H]`, of length 1; of a pair, both: `[2, H]`."""
         vectors = np.stack([x / max(np.linalg.norm(x), 1e-12) for x in outputs])
         return vectors[0] if isinstance(one, str) else vectors[: len(one)]
+
+
+def ranked(
+    query: str,
+    documents: Sequence[str],
+    name: str | None,
+    task: Task | None,
+    embed: Callable[[list[str]], Sequence[np.ndarray]],
+    top: int | None = None,
+) -> list[Ranked]:
+    """The documents by their vectors' cosine with the query's, the nearest first, at most `top`.
+
+    Those that are as near stand as they were given. `embed` makes vectors `[H]` of texts, with the
+    adapter `name`, of `task`. Raises OptionError for no documents, and for an adapter that answers
+    with something else than vectors.
+    """
+    if task is not None and not isinstance(task, Retrieval):
+        raise OptionError(
+            f"Adapter {name!r} is of the task {task.kind!r}, whose answers are no vectors to rank "
+            f"by: take an adapter of retrieval, or none."
+        )
+    if not isinstance(query, str):
+        raise OptionError(f"The query must be one text; this is {query!r}.")
+    if isinstance(documents, str) or not len(documents):
+        raise OptionError("There are no documents to rank: give a list of texts.")
+    if top is not None and (type(top) is not int or top < 1):
+        raise OptionError(f"top={top!r} must be a whole number, at least 1.")
+    check_texts(documents)
+    texts = list(dict.fromkeys([query, *documents]))
+    vectors_NH = np.stack(embed(texts))
+    lengths_N = np.linalg.norm(vectors_NH, axis=1)
+    # A row at a time: a matrix product may give equal rows unequal cosines.
+    cosines_N = (vectors_NH * vectors_NH[0]).sum(1) / np.maximum(lengths_N * lengths_N[0], 1e-12)
+    score = dict(zip(texts, cosines_N.tolist(), strict=True))
+    order = sorted(range(len(documents)), key=lambda place: -score[documents[place]])
+    return [Ranked(place, documents[place], score[documents[place]]) for place in order[:top]]
 
 
 def _own(logits: Tensor, allowed: Tensor, smoothing: float) -> Tensor:

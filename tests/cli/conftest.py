@@ -41,6 +41,6 @@ def search(small, tmp_path_factory):
     """The folder of a retrieval adapter, and its fp32 bundle."""
     folder = tmp_path_factory.mktemp("search")
     config = LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear")
-    adapter = ax.Adapter.new(small, ax.tasks.Retrieval(), config, name="search", seed=5)
+    adapter = ax.Adapter.new(small, ax.tasks.Retrieval(), config, name="sw-search", seed=5)
     ax.export(small, [adapter], folder / "bundle", quantize="fp32")
-    return adapter.save(folder / "search"), folder / "bundle"
+    return adapter.save(folder / "sw-search"), folder / "bundle"

@@ -38,8 +38,8 @@ def test_every_task_that_has_a_section_trains(sections):
 
 
 def test_answers_have_the_shape_that_the_page_says(sections):
-    found = map(json.loads, sections["predict"])
-    names, answers, reviews, pairs, nearness, vector, summary = found
+    found = [[json.loads(line) for line in said.splitlines()] for said in sections["predict"]]
+    (names,), (answers,), (reviews,), (pairs,), (nearness,), (vector,), ranked, (summary,) = found
     assert isinstance(names["entities"], list)
     text = "Soko jipya la Mbeya lilifunguliwa mwezi Machi."
     assert answers["other"] == text and text[answers["start"] : answers["end"]] == answers["text"]
@@ -47,6 +47,10 @@ def test_answers_have_the_shape_that_the_page_says(sections):
     assert pairs["label"] in ("yes", "no")
     assert isinstance(nearness["score"], float)
     assert sum(v * v for v in vector["vector"]) == pytest.approx(1, abs=1e-3)
+    passages = (ROOT / "recipes" / "data" / "tasks" / "passages.txt").read_text().splitlines()
+    assert [passages[one["place"]] for one in ranked] == [one["text"] for one in ranked]
+    scores = [one["score"] for one in ranked]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
     starts = [part["start"] for part in summary["summary"]]
     assert len(starts) == 3 and set(starts) <= {0, 22, 51, 66} and starts == sorted(starts)
     assert "F1" in sections["eval"][0] and "LOC" in sections["eval"][0]

@@ -181,3 +181,46 @@ def test_a_text_is_one_vector_and_a_pair_two(small):
     one = task.answer("a b", windows[0], [np.array([3.0, 4.0])])
     assert one == pytest.approx([0.6, 0.8])
     assert task.answer(("c", "d e"), windows[1], [np.ones(2), np.ones(2)]).shape == (2, 2)
+
+
+def test_documents_are_ranked_by_their_cosine_and_ties_stand_as_given(small):
+    adapter = ax.Adapter.new(
+        small,
+        Retrieval(),
+        LoraConfig(r=2, init_lora_weights=False, target_modules=["query"]),
+        name="x",
+    )
+    same = "Bei imepanda"
+    documents = ["Mto umefurika", same, "Mto", same, "leo " * 90, same]
+    query, *vectors = small.predict(["Bei ya leo", *documents], adapter)
+    cosines = [float(query @ vector) for vector in vectors]
+    found = small.rank("Bei ya leo", documents, adapter, batch_size=2)
+    assert [one.score for one in found] == pytest.approx(sorted(cosines, reverse=True), abs=1e-5)
+    assert sorted(one.place for one in found) == list(range(6))
+    for one in found:
+        assert one.text == documents[one.place]
+        assert one.score == pytest.approx(cosines[one.place], abs=1e-5)
+    assert [one.place for one in found if one.text == same] == [1, 3, 5]
+    assert small.rank("Bei ya leo", documents, adapter, batch_size=2, top=2) == found[:2]
+    plain = small.embed(["Bei ya leo", *documents])
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    best = small.rank("Bei ya leo", documents, top=1)[0]
+    assert best.score == pytest.approx(float((plain[1:] @ plain[0]).max()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "options", "said"),
+    [
+        ("a", [], {}, "no documents"),
+        ("a", "b", {}, "no documents to rank: give a list"),
+        (("a", "b"), ["c"], {}, "must be one text"),
+        ("a", ["b", 3], {}, "Text 2 is a int"),
+        ("a", ["b"], {"top": 0}, "top=0"),
+        ("a", ["b"], {"adapter": ax.tasks.Classification(("x", "y"))}, "'x' is of the task 'cl"),
+    ],
+)
+def test_what_cant_be_ranked_is_refused(small, query, documents, options, said):
+    if "adapter" in options:
+        options = {"adapter": ax.Adapter.new(small, options["adapter"], None, name="x")}
+    with pytest.raises(OptionError, match=said):
+        small.rank(query, documents, **options)
