@@ -195,6 +195,10 @@ def test_one_bundle_answers_all_in_one_mixed_batch_equal_to_torch(adapters, enco
             assert same(found.value, one), name
             assert same(runtime.predict([INPUTS[name]], name)[0].value, one), name
         assert runtime.embed(["leo"], "names").shape == (1, encoder.hidden_size)
+        text = "李明住在Nairobi。นายกเดินทางไปเชียงใหม่"
+        (tags,) = encoder.predict([text], adapters["names"])
+        assert len(tags.words) > 6 and "Nairobi" in tags.words
+        assert runtime.predict([text], "names")[0].prediction.words == tags.words
         asked = (" ".join(["Wapi?"] * 40), "Dodoma")
         assert runtime.predict([asked], "answers")[0].truncated > 40
         with pytest.raises(OptionError, match=r"question of text 1 is \d+ tokens longer than"):

@@ -38,7 +38,7 @@ from adaptx.tasks import (
 )
 from adaptx.tasks.question_answering import answer_places, span_tokens
 from adaptx.tasks.summarization import owned
-from adaptx.tasks.token_classification import reading_tokens, text_of, word_spans
+from adaptx.tasks.token_classification import reading_tokens, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -224,7 +224,7 @@ def _sentence(document: Any, answer: Any, label: str | None) -> Target:
 def _tag(
     task: TokenClassification, one: Any, answer: Any, label: str | None, word: str | None
 ) -> Target:
-    spans = word_spans(one)
+    spans = answer.spans
     if not spans:
         raise OptionError("The text has no word.")
     if word is None:

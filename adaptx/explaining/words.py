@@ -1,6 +1,7 @@
 """The words of an input: where they are, which tokens they have, the input without one of them.
 
-In a script without spaces between words, the tokens stand for them. S tokens, W words.
+Words are those that tagging reads (adaptx.tasks.token_classification.word_spans): in a script
+without spaces between them, the tokens stand for words. S tokens, W words.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from adaptx.data.tokens import is_unspaced
 from adaptx.tasks.token_classification import text_of, word_spans
 
 Span = tuple[int, int]  # of characters
@@ -40,20 +40,9 @@ def words_of(one: Any, tokenizer: Tokenizer) -> list[Word]:
         if isinstance(one, list):
             spans = word_spans(one)
         else:
-            spans = _token_spans(text, tokenizer) if is_unspaced([text]) else word_spans(text)
+            tokens = tokenizer.encode(text, add_special_tokens=False).offsets
+            spans = word_spans(text, (start for start, _ in tokens))
         found += [Word(which, start, end, text[start:end]) for start, end in spans]
-    return found
-
-
-def _token_spans(text: str, tokenizer: Tokenizer) -> list[Span]:
-    """Where the tokens are, without white space; tokens of one character are taken together."""
-    found: list[Span] = []
-    for start, end in tokenizer.encode(text, add_special_tokens=False).offsets:
-        while start < end and text[start].isspace():
-            start += 1
-        start = max(start, found[-1][1] if found else 0)
-        if text[start:end].strip():
-            found.append((start, end))
     return found
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from adaptx.data.encode import TextEncoder
 from adaptx.data.records import Tagged
+from adaptx.data.tokens import is_unspaced_letter
 from adaptx.data.windows import Window, sliding
 from adaptx.errors import DataError, OptionError, choices
 from adaptx.tasks.base import IGNORED, TOKENS, Task, checked_labels, softmax
@@ -43,12 +44,16 @@ class Entity:
 
 @dataclass(frozen=True)
 class Tags:
-    """The answer to one text: its words, a tag for each, and the entities that BIO tags make."""
+    """The answer to one text: its words, a tag for each, and the entities that BIO tags make.
+
+    spans  where the words are, in characters of the text, or of a list's words joined by spaces
+    """
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
     entities: tuple[Entity, ...]
     bio: bool
+    spans: tuple[tuple[int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Entities, or words with their tags."""
@@ -227,7 +232,7 @@ class TokenClassification(Task):
 
     def answer(self, one: Any, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Tags:
         """The tags of a text's words, or of the words given."""
-        text, spans = text_of(one), word_spans(one)
+        text, spans = text_of(one), word_spans(one, token_starts(windows))
         logits_WL = self._logits(spans, windows, outputs)
         scores_WL = softmax(logits_WL)
         path = self._path(np.log(np.maximum(scores_WL, 1e-30)))
@@ -236,7 +241,7 @@ class TokenClassification(Task):
         words = tuple(text[start:end] for start, end in spans)
         bio = self.scheme == "bio"
         entities = _entities(text, spans, tags, scores) if bio else ()
-        return Tags(words, tuple(tags), entities, bio)
+        return Tags(words, tuple(tags), entities, bio, tuple(spans))
 
     def _logits(
         self, spans: Spans, windows: Sequence[Window], outputs: Sequence[np.ndarray]
@@ -280,11 +285,12 @@ _REMEDY = (
 )
 
 
-def word_spans(one: str | Sequence[str]) -> list[tuple[int, int]]:
+def word_spans(one: str | Sequence[str], starts: Iterable[int] = ()) -> list[tuple[int, int]]:
     """Where the words are, in characters: those of a list, joined by spaces, or those of a text.
 
     In a text, white space ends a word; a punctuation mark or symbol is one of its own, but inside
-    a word (ng'ombe, 3.5) it is a part of it.
+    a word (ng'ombe, 3.5) it is a part of it. In a script without spaces between words a word begins
+    wherever a token does: `starts` are the tokens' first characters, in their order.
     """
     spans: list[tuple[int, int]] = []
     if not isinstance(one, str):
@@ -293,24 +299,47 @@ def word_spans(one: str | Sequence[str]) -> list[tuple[int, int]]:
             spans.append((at, at + len(word)))
             at += len(word) + 1
         return spans
+    cuts = {at for at in starts if 0 < at < len(one) and _is_between_words(one[at - 1], one[at])}
     start = None
     for i, character in enumerate(one):
         mark = unicodedata.category(character)[0] in "PS"
-        inside = start is not None and mark and i + 1 < len(one) and one[i + 1].isalnum()
-        if mark and not (inside and one[i - 1].isalnum()):
-            if start is not None:
-                spans.append((start, i))
+        inside = start is not None and mark and i + 1 < len(one) and _is_of_word(one[i + 1])
+        mark = mark and not (inside and _is_of_word(one[i - 1]))
+        if start is not None and (mark or character.isspace() or i in cuts):
+            spans.append((start, i))
+            start = None
+        if mark:
             spans.append((i, i + 1))
-            start = None
-        elif character.isspace():
-            if start is not None:
-                spans.append((start, i))
-            start = None
-        elif start is None:
+        elif start is None and not character.isspace():
             start = i
     if start is not None:
         spans.append((start, len(one)))
     return spans
+
+
+def _is_of_word(character: str) -> bool:
+    """Whether it is a letter, a digit or a combining mark, such as an accent, of a script with
+    spaces between words: what a punctuation mark beside it may be a part of.
+    """
+    combining = unicodedata.category(character)[0] == "M"
+    return (character.isalnum() or combining) and not is_unspaced_letter(character)
+
+
+def _is_between_words(before: str, after: str) -> bool:
+    """Whether a token's start between these characters is a word's: in a script without spaces, but
+    never before a combining mark.
+    """
+    unspaced = is_unspaced_letter(before) or is_unspaced_letter(after)
+    return unspaced and unicodedata.category(after)[0] != "M"
+
+
+def token_starts(windows: Sequence[Window]) -> list[int]:
+    """The first characters of a text's tokens, in their order."""
+    found: set[int] = set()
+    for window in windows:
+        assert window.offsets is not None
+        found.update(window.offsets[window.offsets[:, 1] >= 0, 0].tolist())
+    return sorted(found)
 
 
 def first_tokens(spans: Spans, window: Window, first: bool) -> Iterable[tuple[int, int]]:

@@ -309,17 +309,22 @@ def test_words_of_scripts_without_spaces_are_tokens(small):
     text = "我们的球队赢得了决赛"
     words = words_of(text, small.text.tokenizer)
     assert len(words) > 2 and "".join(word.text for word in words) == text
+    tagger = adapter_for(small, TASKS["plain tags"][0])
+    (answer,) = small.predict([text], tagger)
+    found = ax.explain(small, tagger, text, word=answer.words[1], steps=2)
+    assert found.label == f"{answer.tags[1]} at {answer.words[1]!r}"
+    assert tuple(word.text for word in found.words) == answer.words
 
 
-def test_a_token_of_two_words_is_shared_by_their_characters():
-    words = words_of("ab, c", None)
+def test_a_token_of_two_words_is_shared_by_their_characters(small):
+    words = words_of("ab, c", small.text.tokenizer)
     assert [w.text for w in words] == ["ab", ",", "c"]
     found = shares(words, np.array([[-1, -1, -1], [0, 0, 3], [0, 3, 4], [0, 4, 5]]))
     assert found == pytest.approx(np.array([[0, 0, 0], [2 / 3, 1 / 3, 0], [0, 0, 1], [0, 0, 1]]))
 
 
-def test_a_word_goes_with_its_space():
-    words = words_of("Timu imeshinda, jana", None)
+def test_a_word_goes_with_its_space(small):
+    words = words_of("Timu imeshinda, jana", small.text.tokenizer)
     left = [without("Timu imeshinda, jana", words, i)[0] for i in range(4)]
     assert left == ["imeshinda, jana", "Timu, jana", "Timu imeshinda jana", "Timu imeshinda,"]
     assert moved((5, 9), (0, 5)) == (0, 4)

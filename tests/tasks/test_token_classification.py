@@ -1,4 +1,5 @@
 import itertools
+import unicodedata
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from adaptx.tasks.token_classification import Tags, first_tokens, word_spans
 
 seeded = settings(derandomize=True, deadline=None, max_examples=60)
 TASK = TokenClassification(("O", "B-LOC", "I-LOC", "B-PER", "I-PER"))
+NFD = unicodedata.normalize("NFD", "kọ́-kọ́ tẹ́'lẹ̀ é-é")
 TAGS = st.sampled_from(TASK.labels)
 
 
@@ -118,10 +120,32 @@ def test_repair_needs_the_label_that_begins_an_entity():
         ("किताब है।", ["किताब", "है", "।"]),
         ("  ", []),
         ("a--b", ["a", "-", "-", "b"]),
+        ("दो-तीन की-बोर्ड", ["दो-तीन", "की-बोर्ड"]),
+        (NFD, NFD.split()),
     ],
 )
 def test_words_of_a_text(text, words):
     assert [text[start:end] for start, end in word_spans(text)] == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("李明住在北京。", "李 明 住 在北京 。"),
+        ("他用iPhone打电话，2024年。", "他 用 iPhone 打电话 ， 2024 年 。"),
+        ("นายกรัฐมนตรีเดินทางไปเชียงใหม่ 3.5 กม.", "นายกรัฐมนตรี เดินทางไป เชียงใหม่ 3.5 กม ."),
+        ("東京に行きました。", "東京 に行きました 。"),
+        ("ស្រី ស្រឡាញ់ប្រទេសកម្ពុជា", "ស្រី ស្រឡាញ់ ប្រទេសកម្ពុជា"),
+        ("ຂ້ອຍຢູ່ວຽງຈັນ", "ຂ້ອຍ ຢູ່ ວຽງຈັນ"),
+        ("ကျွန်တော်ရန်ကုန်မှာနေတယ်။", "ကျွန် တော် ရန် ကုန် မှာ နေ တယ် ။"),
+        ("Rais 李明在北京 alisema", "Rais 李 明 在北京 alisema"),
+    ],
+)
+def test_in_scripts_without_spaces_tokens_are_words(small, text, words):
+    (windows,) = TASK.windows(small.text, "query: ", [text])
+    answer = TASK.answer(text, windows, [np.zeros((len(one.ids), 5)) for one in windows])
+    assert answer.words == tuple(words.split())
+    assert answer.words == tuple(text[start:end] for start, end in answer.spans)
 
 
 @seeded
