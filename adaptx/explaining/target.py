@@ -240,4 +240,6 @@ def _tag(
         )
     label = label if label is not None else answer.tags[place]
     text = text_of(one)[slice(*spans[place])]
+    if not label:
+        raise OptionError(f"No token stands for {text!r}, so it has no tag to explain.")
     return Target(f"{label} at {text!r}", index=_index(task, label), span=spans[place])

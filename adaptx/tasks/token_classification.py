@@ -46,6 +46,7 @@ class Entity:
 class Tags:
     """The answer to one text: its words, a tag for each, and the entities that BIO tags make.
 
+    tags   "" for a word that became no token, where there is no O for what is outside
     spans  where the words are, in characters of the text, or of a list's words joined by spaces
     """
 
@@ -233,27 +234,30 @@ class TokenClassification(Task):
     def answer(self, one: Any, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Tags:
         """The tags of a text's words, or of the words given."""
         text, spans = text_of(one), word_spans(one, token_starts(windows))
-        logits_WL = self._logits(spans, windows, outputs)
+        read = reading_tokens(spans, windows)
+        logits_WL = self._logits(read, outputs)
         scores_WL = softmax(logits_WL)
         path = self._path(np.log(np.maximum(scores_WL, 1e-30)))
-        tags = [self.labels[i] for i in path]
+        unread = "O" if "O" in self.labels else ""
+        tags = [
+            self.labels[i] if token >= 0 else unread
+            for i, (_, token) in zip(path, read, strict=True)
+        ]
         scores = scores_WL[np.arange(len(path)), path]
         words = tuple(text[start:end] for start, end in spans)
         bio = self.scheme == "bio"
         entities = _entities(text, spans, tags, scores) if bio else ()
         return Tags(words, tuple(tags), entities, bio, tuple(spans))
 
-    def _logits(
-        self, spans: Spans, windows: Sequence[Window], outputs: Sequence[np.ndarray]
-    ) -> np.ndarray:
-        """`[W, L]`: of each word, from the window with the most tokens on both sides of it.
+    def _logits(self, read: Sequence[tuple[int, int]], outputs: Sequence[np.ndarray]) -> np.ndarray:
+        """`[W, L]`: of each word, at the (window, token) that it is read from.
 
-        A word that became no token is outside of everything, as far as the tags know.
+        A word that became no token is outside of everything, where the tags know an outside.
         """
-        found = np.zeros((len(spans), len(self.labels)))
+        found = np.zeros((len(read), len(self.labels)))
         if "O" in self.labels:
             found[:, self.labels.index("O")] = 1e3
-        for word, (number, token) in enumerate(reading_tokens(spans, windows)):
+        for word, (number, token) in enumerate(read):
             if token >= 0:
                 found[word] = outputs[number][token]
         return found
@@ -410,7 +414,7 @@ def _entities(
     for i, tag in enumerate(tags):
         if not tag.startswith("I-"):
             end()
-        if tag != "O":
+        if tag not in ("O", ""):
             begun.append(i)
     end()
     return tuple(found)

@@ -314,6 +314,8 @@ def test_words_of_scripts_without_spaces_are_tokens(small):
     found = ax.explain(small, tagger, text, word=answer.words[1], steps=2)
     assert found.label == f"{answer.tags[1]} at {answer.words[1]!r}"
     assert tuple(word.text for word in found.words) == answer.words
+    with pytest.raises(OptionError, match="no tag to explain"):
+        ax.explain(small, tagger, ["\u200b", "mtu"], steps=2)
 
 
 def test_a_token_of_two_words_is_shared_by_their_characters(small):

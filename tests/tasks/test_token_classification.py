@@ -44,6 +44,23 @@ def test_plain_tags_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize(
+    ("labels", "scheme", "said"),
+    [
+        (("ADJ", "NOUN"), "plain", ("", "NOUN", "")),
+        (TASK.labels, "bio", ("O", "B-LOC", "O")),
+        (("B-LOC", "I-LOC"), "bio", ("", "I-LOC", "")),
+    ],
+)
+def test_a_word_that_became_no_token_has_no_tag(labels, scheme, said):
+    task = TokenClassification(labels, scheme)
+    logits = np.zeros((1, len(labels)))
+    logits[0, 1] = 9
+    answer = task.answer(["\u200b", "mtu", "\u200b"], [window([(2, 5)])], [padded(logits)])
+    assert answer.tags == said
+    assert [entity.text for entity in answer.entities] == ["mtu"] * (scheme == "bio")
+
+
+@pytest.mark.parametrize(
     ("tags", "said"),
     [
         (
