@@ -82,9 +82,11 @@ class Adapter(nn.Module):
         """A fresh adapter. `config` says what it changes: a peft.LoraConfig that a bank expresses,
         any other of PEFT's configurations, Full() for everything, None for a probe, a head alone.
 
-        Raises SiteError for a target that matches nothing, OptionError for a configuration that
-        can't be.
+        Raises SiteError for a target that matches nothing, OptionError for a configuration, or a
+        task on this encoder, that can't be.
         """
+        if task is not None:
+            task.check_width(encoder.hidden_size)
         generator = torch.Generator().manual_seed(seed)
         head = None
         if task is not None and task.has_head:

@@ -205,6 +205,9 @@ class Task:
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         return {"kind": self.kind, **plain}
 
+    def check_width(self, hidden_size: int) -> None:
+        """Raise OptionError for what can't be on an encoder whose states are so wide."""
+
     def check_pooling(self, poolings: Sequence[str] = POOLINGS) -> None:
         """Raise OptionError for a pooling that the task hasn't."""
         if self.pooling not in poolings:

@@ -25,7 +25,7 @@ from adaptx.data.duplicates import digest
 from adaptx.data.encode import TextEncoder, check_texts
 from adaptx.data.records import Pair
 from adaptx.data.windows import Input, Window, whole
-from adaptx.errors import DataError, OptionError
+from adaptx.errors import DataError, OptionError, choices
 from adaptx.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -81,6 +81,14 @@ class Retrieval(Task):
             raise OptionError(f"temperature={self.temperature!r} must be a number above 0.")
         if not all(type(size) is int and size > 0 for size in self.dimensions):
             raise OptionError(f"dimensions={self.dimensions!r} must be whole numbers above 0.")
+
+    def check_width(self, hidden_size: int) -> None:
+        """Raise OptionError for vectors longer than the encoder's."""
+        if too_long := [size for size in self.dimensions if size > hidden_size]:
+            raise OptionError(
+                f"dimensions={self.dimensions!r}: this encoder's vectors have {hidden_size} "
+                f"numbers, so they can't be cut to {choices(too_long)}."
+            )
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -101,6 +101,15 @@ def test_rows_with_more_and_fewer_negatives_share_a_batch(small):
     assert [len(one) for one in task.windows(small.text, "", task.inputs(records))] == [2, 2, 2]
 
 
+def test_dimensions_beyond_the_encoders_are_refused_before_any_work(small):
+    pairs = [Pair("a", "b"), Pair("c", "d")]
+    lora = LoraConfig(r=2, target_modules=["query"])
+    task = Retrieval(dimensions=(99999, 32, 16))
+    with pytest.raises(OptionError, match="have 32 numbers, so they can't be cut to 99999"):
+        ax.train(small, task, lora, name="x", train=pairs, epochs=1)
+    assert ax.Adapter.new(small, Retrieval(dimensions=(32, 16)), lora, name="x").sites
+
+
 def test_one_pair_with_a_negative_is_enough():
     assert Retrieval().fit([Pair("a", "b", negatives=("c",))]) == Retrieval()
 
