@@ -75,6 +75,7 @@ class Task:
     labels   what its outputs are called; fit() takes them from the data
     pooling  how token states become what the head reads: "mean", "cls", or TOKENS, all of them
     together whether the windows of a record are trained on together, as one row; else each is a row
+    contrasts  whether rows are each other's wrong answers, so that one alone teaches nothing
     has_head whether a head stands on the states; without one they are the answer
     chooses  whether the largest output is the answer: one label of many
     answers  whether it answers texts; else it is for training alone: its metrics come from its
@@ -94,6 +95,7 @@ class Task:
     hub: ClassVar[str]
     record: ClassVar[type]
     together: ClassVar[bool] = False
+    contrasts: ClassVar[bool] = False
     has_head: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     answers: ClassVar[bool] = True

@@ -67,6 +67,7 @@ class Retrieval(Task):
     hub = "feature-extraction"
     record = Pair
     together = True
+    contrasts = True
     has_head = False
     chooses = False
 

@@ -12,6 +12,11 @@ The share p_i of source i, of n_i rows:
 each over the sum of all. Row g of a training is of the source on whose piece of [0, 1) the point
 g · 0.618… mod 1 lies (the golden ratio's sequence): any run of rows has each source in its share,
 give or take a row, and where a training stands is known from g alone.
+
+Rows that are contrasted with each other (`Task.contrasts`) teach nothing alone in a micro-batch.
+Where a source has such, the points are those of blocks: the places of two rows, of three at an odd
+end, that one process has in one micro-batch. A block is all of such a source, in its share, or it
+is of the others, whose rows have points of their own among themselves.
 """
 
 from __future__ import annotations
@@ -74,7 +79,7 @@ class MixedPlan:
 
     As `adaptx.training.plan.Plan`, but that an epoch is as many rows as the sources have together,
     in their shares: a source may be read twice, or not to its end. Each is shuffled anew
-    whenever it was read through.
+    whenever it was read through. `contrasts` says of which sources no row may be alone.
     """
 
     sizes: Sequence[int]
@@ -84,17 +89,29 @@ class MixedPlan:
     processes: int = 1
     process: int = 0
     seed: int = 0
+    contrasts: Sequence[bool] = ()
+
+    def __post_init__(self) -> None:
+        if any(self.contrasts) and (least := min(map(len, self._parts()))) < 2:
+            raise OptionError(
+                f"batch_size={self.batch_size}, accumulate={self.accumulate} and {self.processes} "
+                f"processes leave {least} rows of a micro-batch to one: retrieval, whose pairs are "
+                f"each other's wrong answers, needs 2. Take a larger batch, or accumulate less."
+            )
 
     def __len__(self) -> int:
         return -(-sum(self.sizes) // self.batch_size)
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """The steps of an epoch."""
+        mine = self._parts()[self.process :: self.processes]
         for rows in self._rows(epoch).reshape(-1, self.batch_size):
-            micro = np.array_split(rows, self.accumulate)
-            yield Step(
-                len(rows), tuple(part[self.process :: self.processes] for part in micro), rows
-            )
+            yield Step(len(rows), tuple(rows[part] for part in mine), rows)
+
+    def _parts(self) -> list[np.ndarray]:
+        """The places in a step that each process has of each micro-batch, one after another."""
+        micro = np.array_split(np.arange(self.batch_size), self.accumulate)
+        return [part[i :: self.processes] for part in micro for i in range(self.processes)]
 
     def _rows(self, epoch: int) -> np.ndarray:
         """Which row each of an epoch's places has, int64 `[rows]`."""
@@ -114,6 +131,30 @@ class MixedPlan:
 
     def _sources(self, rows: int) -> np.ndarray:
         """The source of each of the first rows of a training."""
-        points = (0.5 + np.arange(rows) * GOLDEN) % 1
-        ends = np.cumsum(self.shares)[:-1]
-        return np.searchsorted(ends, points, side="right")
+        if not any(self.contrasts):
+            return _drawn(self.shares, rows)
+        step = self._blocks()
+        blocks = step.max() + 1
+        drawn = _drawn(self.shares, rows // self.batch_size * blocks)
+        found: np.ndarray = drawn.reshape(-1, blocks)[:, step].ravel()
+        others = np.flatnonzero(~np.array(self.contrasts))
+        if len(others):
+            alone = np.isin(found, others)
+            shares = self.shares[others] / self.shares[others].sum()
+            found[alone] = others[_drawn(shares, int(alone.sum()))]
+        return found
+
+    def _blocks(self) -> np.ndarray:
+        """The number of the block that each place of a step is in, int64 `[batch_size]`."""
+        found, count = np.empty(self.batch_size, np.int64), 0
+        for part in self._parts():
+            many = len(part) // 2
+            found[part] = count + np.minimum(np.arange(len(part)) // 2, many - 1)
+            count += many
+        return found
+
+
+def _drawn(shares: np.ndarray, many: int) -> np.ndarray:
+    """The first points of the golden ratio's sequence, as the pieces that they lie on."""
+    points = (0.5 + np.arange(many) * GOLDEN) % 1
+    return np.searchsorted(np.cumsum(shares)[:-1], points, side="right")

@@ -104,6 +104,7 @@ class MixedJob(Job):
             self.accelerator.num_processes,
             self.accelerator.process_index,
             self.options.seed,
+            [member.task.contrasts for member in self.members],
         )
 
     def loss_sum(self, model: nn.Module, rows: np.ndarray, epoch: int) -> tuple[Tensor, int]:

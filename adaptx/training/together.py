@@ -193,7 +193,7 @@ def mixed_job(
         for split in zip(*((member.train, member.dev) for member in members), strict=True)
     )
     options = replace(options, metric=_metric(options.metric, members, names))
-    return MixedJob(
+    job = MixedJob(
         encoder,
         cast(Adapter, shared),
         members[0].task,
@@ -206,6 +206,8 @@ def mixed_job(
         [parts[name].weight for name, *_ in names],
         sampling,
     )
+    job.plan()  # OptionError for micro-batches too small for retrieval
+    return job
 
 
 def _adapter(

@@ -115,6 +115,48 @@ def test_each_source_is_read_in_its_share_and_each_pass_has_every_row_once(
         start += size
 
 
+@settings(max_examples=50)
+@given(st.data(), st.lists(st.tuples(st.integers(2, 300), st.booleans()), min_size=1, max_size=5))
+def test_rows_that_are_contrasted_are_never_alone_in_a_micro_batch(data, sources):
+    sizes, contrasts = map(list, zip(*sources, strict=True))
+    shares = Sampling(data.draw(st.sampled_from(SAMPLINGS))).shares(sizes, 3)
+    accumulate, processes = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
+    batch = data.draw(st.integers(2 * accumulate * processes, 60))
+    plans = [
+        MixedPlan(sizes, shares, batch, accumulate, processes, process, 1, contrasts)
+        for process in range(processes)
+    ]
+    ends, all_rows = np.cumsum(sizes), []
+    for epoch in (1, 2, 3):
+        for steps in zip(*(plan.steps(epoch) for plan in plans), strict=True):
+            micro = [part for step in steps for part in step.micro_batches]
+            assert sorted(np.concatenate(micro)) == sorted(steps[0].all_rows)
+            all_rows.append(steps[0].all_rows)
+            for rows in micro:
+                there = np.bincount(np.searchsorted(ends, rows, side="right"), minlength=len(sizes))
+                assert not (there[contrasts] == 1).any()
+    rows = np.concatenate(all_rows)
+    # Blocks of two are twice as coarse as rows; some of three make it a little coarser yet.
+    bound = 12 if batch % (2 * accumulate * processes) == 0 else 12 + 0.02 * len(rows)
+    for source, (size, share) in enumerate(zip(sizes, shares, strict=True)):
+        own = rows[np.searchsorted(ends, rows, side="right") == source]
+        assert abs(len(own) - share * len(rows)) < bound
+        for number in range(len(own) // size):
+            assert len(set(own[number * size : (number + 1) * size])) == size
+
+
+def test_pairs_learn_beside_another_task_in_small_micro_batches(small, tmp_path):
+    """Of a batch of 12 in three parts, half of which are pairs: none is without a wrong answer."""
+    pairs = TASKS / "translations.tsv"
+    given = {"search": Part(ax.tasks.Retrieval(), [Source(pairs, pairs)]), **parts()}
+    del given["names"]
+    together(small, given, accumulate=3, epochs=4, sampling="uniform", run=tmp_path / "run")
+    first, *_, last = read_log(read_run(tmp_path / "run"), "epoch")
+    assert last["search.dev_loss"] < first["search.dev_loss"]
+    with pytest.raises(OptionError, match="accumulate=7 and 1 processes leave 1 rows of a micro"):
+        together(small, given, accumulate=7)
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_it_is_the_loop_written_by_hand_on_pefts_model(small, small_folders, fast):
     """Two epochs of two tasks with a weight; no dev, no averaging: the last weights."""
