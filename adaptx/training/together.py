@@ -3,8 +3,8 @@
     adapters = ax.train_together(
         encoder,
         {
-            "topics": ax.Part(Classification(), ax.Source("sw/topics.tsv", "sw/topics-dev.tsv")),
-            "names": ax.Part(TokenClassification(), ax.Source("sw/ner.conll", "sw/ner-dev.conll")),
+            "topics": ax.Part(Classification(), [ax.Source("sw/topics.tsv", "sw/dev.tsv")]),
+            "names": ax.Part(TokenClassification(), [ax.Source("sw/ner.conll", "sw/dev.conll")]),
         },
         LoraConfig(r=16, target_modules="all-linear"),
         name="sw",

@@ -1,18 +1,20 @@
 """The file of several tasks that share one adapter, YAML or JSON. No torch here.
 
-name: sw                      # its adapters are sw-topics and sw-names
-epochs: 10                    # settings of adaptx.training.settings
-batch_size: 32                # rows of all tasks together
-sampling: temperature         # of adaptx.training.mixture
-lora: {r: 16, target_modules: all-linear}
-tasks:
-topics: {task: classification, language: sw, train: sw/topics.tsv, dev: sw/topics-dev.tsv}
-names:
-task: token-classification
-weight: 0.5
-sources:
-- {language: sw, train: sw/train.conll, dev: sw/dev.conll}
-- {language: yo, train: yo/train.conll, dev: yo/dev.conll}
+    name: sw                      # its adapters are sw-topics and sw-names
+    epochs: 10                    # settings of adaptx.training.settings
+    batch_size: 32                # rows of all tasks together
+    sampling: temperature         # of adaptx.training.mixture
+    lora: {r: 16, target_modules: all-linear}
+    tasks:
+      topics: {task: classification, language: sw, train: sw/topics.tsv, dev: sw/dev.tsv}
+      names:
+        task: token-classification
+        weight: 0.5
+        sources:
+          - {language: sw, train: sw/train.conll, dev: sw/dev.conll}
+          - {language: yo, train: yo/train.conll, dev: yo/dev.conll}
+
+A task has the keys of TASK; the rest are those of TOP.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """`adaptx train --config together.yaml`, as users run it, with the file of docs/together.md."""
 
+import ast
 import re
+import textwrap
 
 import pytest
 import yaml
 
 import adaptx as ax
 from adaptx.errors import OptionError
+from adaptx.training import together, together_file
 from adaptx.training.runs import read_log, read_run
 from adaptx.training.together_file import together_of
 from tests.cli.test_cli import refused, run
@@ -46,6 +49,18 @@ def test_the_pages_file_trains_what_it_says(small_folders, tmp_path, monkeypatch
     assert {"mean", "topics.accuracy", "names.f1", "names.yo.f1", "names.sw.f1"} <= first.keys()
     run("runs", "plot", "runs/sw", "-o", "curve.png")
     assert "already" in refused(*command)
+
+
+def test_the_examples_of_both_docstrings_are_what_they_say(tmp_path):
+    said = yaml.safe_load(together_file.__doc__.split("\n\n")[1])
+    job = together_of(tmp_path / "together.yaml", said)
+    assert list(job.tasks) == ["topics", "names"] and job.settings["epochs"] == 10
+    assert [source["language"] for source in job.tasks["names"]["sources"]] == ["sw", "yo"]
+    code = textwrap.dedent(together.__doc__.split("\n\n")[1])
+    call = ast.parse(code).body[0].value
+    names = {"ax": ax, **vars(ax.tasks)}
+    parts = eval(ast.unparse(call.args[1]), names)
+    assert [part.sources[0].train for part in parts.values()] == ["sw/topics.tsv", "sw/ner.conll"]
 
 
 @pytest.mark.parametrize(
