@@ -184,7 +184,6 @@ def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[s
     "all-linear" is every site, a list holds suffixes or full names, a string is a regular
     expression, None is PEFT's default for the model. Raises SiteError where nothing matches.
     """
-    from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
     names, asked = list(sites), config.target_modules
@@ -192,10 +191,8 @@ def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[s
         asked = set(names)
     elif asked is None:
         asked = set(DEFAULTS.get(model_type, ()))
-    matching = copy.copy(config)
-    matching.target_modules = asked
     try:
-        found = [name for name in names if bool(check_target_module_exists(matching, name))]
+        found = [name for name in names if matches(config, asked, name)]
     except re.error as error:
         raise SiteError(f"target_modules={asked!r} is no regular expression: {error}.") from None
     unmatched = [] if isinstance(asked, str) else [
@@ -212,6 +209,15 @@ def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[s
             f"{names[0]!r}, or 'all-linear'."
         )
     return found
+
+
+def matches(config: Any, asked: Iterable[str] | str, module: str) -> bool:
+    """Whether PEFT would put an adapter at `module` were `asked` the config's target_modules."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = copy.copy(config)
+    config.target_modules = asked
+    return bool(check_target_module_exists(config, module))
 
 
 def rank_and_scale(config: LoraConfig, site: str) -> tuple[int, float]:

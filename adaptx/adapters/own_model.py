@@ -109,7 +109,7 @@ def peft_model(encoder: Encoder, config: PeftConfig) -> nn.Module:
         config.modules_to_save = None
     originals: dict[int, Any] = {}
     base = plain_copy(encoder.model, {}, originals)
-    with _refusals(method):
+    with refusals(method):
         made = get_peft_model(base, config)
     _share(made, originals)
     return made.eval()
@@ -139,7 +139,7 @@ def merged(model: nn.Module, method: str) -> nn.Module:
     made: Any = copy.deepcopy(model)
     if not hasattr(made, "peft_config"):
         return made
-    with _refusals(method):
+    with refusals(method):
         return made.merge_and_unload(safe_merge=True)
 
 
@@ -206,7 +206,7 @@ def total_steps(config: PeftConfig | None, steps: int) -> PeftConfig | None:
         return config
     config = copy.deepcopy(config)
     config.total_step = steps
-    with _refusals(_type(config)):
+    with refusals(_type(config)):
         config.__post_init__()
     return config
 
@@ -246,7 +246,7 @@ def _type(config: PeftConfig) -> str:
 
 
 @contextmanager
-def _refusals(method: str) -> Iterator[None]:
+def refusals(method: str) -> Iterator[None]:
     """What PEFT refuses becomes an OptionError; its warnings are for its own users."""
     try:
         with warnings.catch_warnings():

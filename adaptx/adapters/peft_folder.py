@@ -9,6 +9,7 @@ adapter answers as it did where it was trained. Dimensions: L labels, H hidden w
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,14 @@ from adaptx.adapters import folder as layout
 from adaptx.adapters import own_model
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.head import Head
-from adaptx.adapters.lora import LoraSite, check_config, rank_and_scale, targets, unexpressed
+from adaptx.adapters.lora import (
+    LoraSite,
+    check_config,
+    matches,
+    rank_and_scale,
+    targets,
+    unexpressed,
+)
 from adaptx.adapters.peft_config import read_config
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import FolderError, OptionError, choices
@@ -30,6 +38,15 @@ from adaptx.tasks import Classification
 
 GENERATORS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 CLASSIFIERS = ("SEQ_CLS", "FEATURE_EXTRACTION", None)
+PATTERNS = (  # what PEFT's methods let a module have of its own, by a regular expression
+    *("rank_pattern", "alpha_pattern", "lambda_pattern"),
+    *("n_frequency_pattern", "block_size_pattern"),
+)
+KEYS = {  # how a method looks for a pattern's key in a module's name, where not as LoRA does
+    "osf": "{}",
+    "fourierft": r"^.*\.{}$",
+    "c3a": r"^.*\.{}$",
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,9 @@ def from_peft(folder: Path, encoder: Encoder, labels: Sequence[str] | None = Non
         config, sites = _lora_sites(parts, where, config, encoder)
         adapter = Adapter.of(encoder, facts, config, head, task, sites=sites)
     else:
-        model = own_model.peft_model(encoder, _on_auto_model(config, parts, encoder))
+        with own_model.refusals(facts.method):
+            config = _on_auto_model(config, parts, encoder)
+        model = own_model.peft_model(encoder, config)
         own_model.load_peft_state(model, parts.body, parts.path)
         adapter = Adapter.of(encoder, facts, config, head, task, model=model)
     adapter.check_shapes(encoder)
@@ -195,38 +214,58 @@ def _names(target: str, module: str) -> bool:
 
 
 def _on_auto_model(config: Any, parts: _Parts, encoder: Encoder) -> Any:
-    """The configuration as it reads on an AutoModel: the keys' modules, by their full names."""
+    """The configuration as it reads on an AutoModel: all that it matched there, by full names.
+
+    PEFT matches it on the class's own names, which a regular expression may spell in any way.
+    """
     config = copy.deepcopy(config)
-    modules = {name for name, _ in encoder.model.named_modules() if name}
-    modules |= {name.removesuffix(".base") for name in modules}
-    found = {m for key in parts.body if (m := _module(key.removeprefix(layout.PREFIX), modules))}
-    for option in ("target_modules", "feedforward_modules"):
-        asked = getattr(config, option, None)
-        if asked is None or not found:
-            continue
-        if option == "target_modules":
-            setattr(config, option, sorted(found))
-        elif not isinstance(asked, str):
-            chosen = [m for m in sorted(found) if any(_names(t, parts.prefix + m) for t in asked)]
-            setattr(config, option, chosen)
+    asked, prefix = getattr(config, "target_modules", None), parts.prefix
+    if isinstance(asked, str) and asked.lower() == "all-linear":
+        asked = {prefix + site for site in encoder.sites}
+    found = [m for m in _modules(encoder) if asked and matches(config, asked, prefix + m)]
+    if not found:  # PEFT's default, which is an AutoModel's; or nothing: PEFT says so
+        return config
+    for option in PATTERNS:
+        if getattr(config, option, None):
+            setattr(config, option, _by_name(config, option, prefix, found))
+    if (feeding := getattr(config, "feedforward_modules", None)) is not None:
+        config.feedforward_modules = [m for m in found if _feeds(feeding, prefix + m)]
+    config.target_modules = found
     for option in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         if hasattr(config, option):
             setattr(config, option, None)
-    for option in ("rank_pattern", "alpha_pattern"):
-        pattern = getattr(config, option, None)
-        if isinstance(pattern, dict):
-            own = {key.removeprefix(parts.prefix): value for key, value in pattern.items()}
-            setattr(config, option, own)
     return config
 
 
-def _module(key: str, modules: set[str]) -> str | None:
-    """The longest module path that a tensor's name begins with."""
-    while "." in key:
-        key = key.rpartition(".")[0]
-        if key in modules:
-            return key
-    return None
+def _modules(encoder: Encoder) -> list[str]:
+    """The module paths of the encoder's plain AutoModel."""
+    own = {f"{site}.base" for site in encoder.sites}
+    return [name for name, _ in encoder.model.named_modules() if name and name not in own]
+
+
+def _by_name(config: Any, option: str, prefix: str, found: Iterable[str]) -> dict[str, Any]:
+    """A pattern's values by the full names of the modules found that it matches."""
+    pattern, method = getattr(config, option), own_model.method_name(config)
+    if method == "adalora":  # its rank_pattern goes by the names of tensors
+        return {key.removeprefix(prefix): value for key, value in pattern.items()}
+    keys = {module: _pattern_key(method, list(pattern), prefix + module) for module in found}
+    return {module: pattern[key] for module, key in keys.items() if key in pattern}
+
+
+def _pattern_key(method: str, keys: list[str], name: str) -> str:
+    """The key that PEFT takes for a module of this name, or the name itself."""
+    from peft.utils.other import get_pattern_key
+
+    if method in KEYS:
+        return next((key for key in keys if re.search(KEYS[method].format(key), name)), name)
+    return get_pattern_key(keys, name)
+
+
+def _feeds(feeding: str | Iterable[str], name: str) -> bool:
+    """Whether IA3 scales what goes into a module, as PEFT matches it: suffixes need no dot."""
+    if isinstance(feeding, str):
+        return bool(re.fullmatch(feeding, name))
+    return name.endswith(tuple(feeding))
 
 
 def _head(parts: _Parts, where: HeadLayout, config: Any, encoder: Encoder) -> Head:

@@ -3,13 +3,23 @@
 import copy
 import functools
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft import (
+    FourierFTConfig,
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    OSFConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging
@@ -89,10 +99,11 @@ options = st.fixed_dictionaries(
         "use_rslora": st.booleans(),
         "lora_dropout": st.sampled_from([0.0, 0.1]),
         "init_lora_weights": st.sampled_from([True, False, "gaussian"]),
-        "pattern": st.sampled_from(["none", "suffix", "full"]),
+        "pattern": st.sampled_from(["none", "suffix", "full", "regex"]),
         "layers": st.sampled_from([None, [0], 1]),
         "exclude": st.booleans(),
         "targets": st.sampled_from(["two", "all-linear", "full", "regex"]),
+        "use_dora": st.booleans(),
     }
 )
 
@@ -106,10 +117,11 @@ def lora(encoder, o, prefix, **more):
         "two": leaf,
         "all-linear": "all-linear",
         "full": [prefix + first, prefix + names[-1]],
-        "regex": rf".*\.({leaf[0]}|{leaf[1]})",
+        "regex": rf"{re.escape(prefix)}.*({leaf[0]}|{leaf[1]})",
     }[o["targets"]]
-    key = {"none": None, "suffix": leaf[0], "full": prefix + first}[o["pattern"]]
-    chosen = {k: o[k] for k in ("r", "lora_alpha", "use_rslora", "lora_dropout")}
+    spelt = rf"^{re.escape(prefix)}.*{leaf[0]}"
+    key = {"none": None, "suffix": leaf[0], "full": prefix + first, "regex": spelt}[o["pattern"]]
+    chosen = {k: o[k] for k in ("r", "lora_alpha", "use_rslora", "lora_dropout", "use_dora")}
     if key:
         chosen |= {"rank_pattern": {key: 5}, "alpha_pattern": {key: 3}}
     if o["targets"] == "two":
@@ -123,13 +135,13 @@ def lora(encoder, o, prefix, **more):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(
-    max_examples=12,
+    max_examples=16,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(o=options)
-def test_every_bank_exact_lora_on_a_classifier_imports_exactly(
+def test_every_lora_and_dora_on_a_classifier_imports_exactly(
     opened, small_folders, tmp_path, family, o
 ):
     encoder = opened[family]
@@ -145,7 +157,7 @@ def test_every_bank_exact_lora_on_a_classifier_imports_exactly(
     shutil.rmtree(folder, ignore_errors=True)
     model = trained(model, config, folder)
     adapter = ax.Adapter.load(folder, encoder, labels=["a", "b", "c"])
-    assert adapter.facts.way == "bank"
+    assert adapter.facts.way == ("own pass" if o["use_dora"] else "bank")
     assert adapter.task.labels == ("a", "b", "c")
     close(logits(adapter, encoder), theirs(model, encoder).logits)
     shutil.rmtree(tmp_path / "ours", ignore_errors=True)
@@ -161,7 +173,7 @@ def test_every_bank_exact_lora_on_a_classifier_imports_exactly(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(o=options)
-def test_every_bank_exact_lora_on_an_automodel_imports_exactly_and_goes_back(
+def test_every_lora_and_dora_on_an_automodel_imports_exactly_and_goes_back(
     opened, small_folders, tmp_path, family, o
 ):
     encoder = opened[family]
@@ -207,6 +219,45 @@ def test_what_a_bank_cant_hold_imports_exactly_too(
     close(logits(adapter, encoder), theirs(model, encoder).logits)
     again = ax.Adapter.load(adapter.save(tmp_path / "ours"), encoder)
     close(logits(again, encoder), theirs(model, encoder).logits)
+
+
+ATTENTION = r"roberta\.encoder.*attention\.output\.dense"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, use_dora=True, rank_pattern={"roberta.*layer.0.*query": 2}),
+        LoHaConfig(r=4, alpha=4, alpha_pattern={r"roberta\.encoder\.layer\.0\..*": 64}),
+        IA3Config(target_modules=ATTENTION, feedforward_modules=ATTENTION),
+        IA3Config(target_modules=["key", "output.dense"], feedforward_modules=["output.dense"]),
+        FourierFTConfig(
+            n_frequency=20,
+            n_frequency_pattern={"roberta.encoder.layer.0.attention.self.query": 4},
+        ),
+        OSFConfig(effective_rank=4, rank_pattern={r"roberta.*\.0\.": 2}),
+    ],
+    ids=["dora", "loha", "ia3-regex", "ia3-suffixes", "fourierft", "osf"],
+)
+def test_what_a_configuration_matched_on_the_classs_names_it_matches_here(
+    opened, small_folders, tmp_path, config
+):
+    encoder, config = opened["xlm-roberta"], copy.deepcopy(config)
+    config.target_modules = config.target_modules or {"query", "value"}
+    config.task_type = "SEQ_CLS"
+    model = trained(classifier(small_folders["xlm-roberta"]), config, tmp_path / "theirs")
+    adapter = ax.Adapter.load(tmp_path / "theirs", encoder)
+    close(logits(adapter, encoder), theirs(model, encoder).logits)
+
+
+def test_a_site_that_a_folder_of_a_method_of_its_own_lacks_is_named(theirs_folder, opened):
+    def drop(tensors):
+        for key in [key for key in tensors if "layer.0" in key]:
+            del tensors[key]
+
+    change(theirs_folder, drop, init_lora_weights="pissa")
+    with pytest.raises(FolderError, match=r"lacks .*layer\.0"):
+        ax.Adapter.load(theirs_folder, opened["roberta"])
 
 
 def test_lora_at_the_pooler_is_folded_into_the_head(opened, small_folders, tmp_path):
