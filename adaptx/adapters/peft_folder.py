@@ -47,6 +47,8 @@ KEYS = {  # how a method looks for a pattern's key in a module's name, where not
     "fourierft": r"^.*\.{}$",
     "c3a": r"^.*\.{}$",
 }
+# bias="all" saves the biases of what modules_to_save names again, by the names of PEFT's wrapper.
+_TWICE = re.compile(r"\.(original_module|modules_to_save)\.")
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,10 @@ def _split(folder: Path, encoder: Encoder) -> _Parts:
             parts.body[layout.PREFIX + name.removeprefix(own)] = tensors[key]
         elif not inside and name.split(".")[0] in children:
             parts.body[key] = tensors[key]
+        elif _TWICE.search(name):
+            continue
         elif inside or not name.startswith(pooler):  # an AutoModel's pooler touches no token state
-            parts.rest[name] = tensors[key]
+            parts.rest[name.replace(".base_layer.", ".")] = tensors[key]
     if not parts.body:
         raise FolderError(
             f"{path} has no key that fits the encoder {encoder.name!r}, which has "
@@ -220,6 +224,8 @@ def _on_auto_model(config: Any, parts: _Parts, encoder: Encoder) -> Any:
     """
     config = copy.deepcopy(config)
     asked, prefix = getattr(config, "target_modules", None), parts.prefix
+    if isinstance(tokens := getattr(config, "trainable_token_indices", None), dict):
+        config.trainable_token_indices = {m.removeprefix(prefix): ids for m, ids in tokens.items()}
     if isinstance(asked, str) and asked.lower() == "all-linear":
         asked = {prefix + site for site in encoder.sites}
     found = [m for m in _modules(encoder) if asked and matches(config, asked, prefix + m)]

@@ -198,10 +198,12 @@ def test_every_lora_and_dora_on_an_automodel_imports_exactly_and_goes_back(
     [
         (LoraConfig(r=3, use_dora=True, target_modules="all-linear"), "dora"),
         (LoraConfig(r=3, lora_bias=True, target_modules="all-linear"), "lora"),
+        (LoraConfig(r=3, bias="all", target_modules="all-linear"), "lora"),
+        (LoraConfig(r=3, trainable_token_indices=[0, 2], target_modules="all-linear"), "lora"),
         (IA3Config(), "ia3"),
         (VeraConfig(r=4), "vera"),
     ],
-    ids=["dora", "lora-bias", "ia3", "vera"],
+    ids=["dora", "lora-bias", "bias-all", "tokens", "ia3", "vera"],
 )
 def test_what_a_bank_cant_hold_imports_exactly_too(
     opened, small_folders, tmp_path, family, config, method
@@ -221,6 +223,30 @@ def test_what_a_bank_cant_hold_imports_exactly_too(
     close(logits(again, encoder), theirs(model, encoder).logits)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=3, target_modules=["query"], bias="all"),
+        LoraConfig(r=3, target_modules=["query"], trainable_token_indices=[0, 2]),
+        LoraConfig(
+            target_modules=["query"],
+            trainable_token_indices={"embeddings.word_embeddings": [0, 2]},
+        ),
+    ],
+    ids=["bias-all", "tokens", "tokens-by-module"],
+)
+def test_what_an_automodel_trained_beside_its_sites_imports_exactly(
+    opened, small_folders, tmp_path, config
+):
+    encoder = opened["xlm-roberta"]
+    model = trained(auto_model(small_folders["xlm-roberta"]), config, tmp_path / "theirs")
+    adapter = ax.Adapter.load(tmp_path / "theirs", encoder)
+    input_ids, mask = inputs(encoder)
+    with torch.no_grad():
+        found = adapter.hidden(encoder, input_ids, mask)
+    close(found[mask.bool()], theirs(model, encoder)[0][mask.bool()])
+
+
 ATTENTION = r"roberta\.encoder.*attention\.output\.dense"
 
 
@@ -236,8 +262,9 @@ ATTENTION = r"roberta\.encoder.*attention\.output\.dense"
             n_frequency_pattern={"roberta.encoder.layer.0.attention.self.query": 4},
         ),
         OSFConfig(effective_rank=4, rank_pattern={r"roberta.*\.0\.": 2}),
+        LoraConfig(r=2, trainable_token_indices={"roberta.embeddings.word_embeddings": [0, 2]}),
     ],
-    ids=["dora", "loha", "ia3-regex", "ia3-suffixes", "fourierft", "osf"],
+    ids=["dora", "loha", "ia3-regex", "ia3-suffixes", "fourierft", "osf", "tokens"],
 )
 def test_what_a_configuration_matched_on_the_classs_names_it_matches_here(
     opened, small_folders, tmp_path, config
@@ -260,14 +287,15 @@ def test_a_site_that_a_folder_of_a_method_of_its_own_lacks_is_named(theirs_folde
         ax.Adapter.load(theirs_folder, opened["roberta"])
 
 
-def test_lora_at_the_pooler_is_folded_into_the_head(opened, small_folders, tmp_path):
+@pytest.mark.parametrize("bias", ["none", "all"])
+def test_lora_at_the_pooler_is_folded_into_the_head(opened, small_folders, tmp_path, bias):
     """BERT's pooler comes from the checkpoint, and all-linear puts a LoRA there too."""
     whole = classifier(small_folders["bert"])
     base = tmp_path / "base"
     whole.base_model.save_pretrained(base)  # with its pooler
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(small_folders["bert"] / name, base)
-    config = LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear")
+    config = LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear", bias=bias)
     model = trained(whole, config, tmp_path / "theirs")
     keys = load_file(tmp_path / "theirs" / WEIGHTS)
     assert any("pooler.dense.lora_A" in key for key in keys)
