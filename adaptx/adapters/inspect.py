@@ -14,6 +14,7 @@ from typing import Any
 
 from adaptx import storage
 from adaptx.adapters import folder as layout
+from adaptx.adapters.expressed import unexpressed
 from adaptx.errors import FolderError
 from adaptx.tasks import task_from_json
 
@@ -173,13 +174,10 @@ def _check(folder: Path, name: str, facts: layout.Facts, manifest: dict[str, Any
 
 
 def _way(folder: Path, facts: layout.Facts, manifest: dict[str, Any] | None) -> str:
-    """`Facts.way`; PEFT's folders say no scales, and what a bank can't hold in a few options."""
+    """`Facts.way`; PEFT's folders say no scales, and what a bank can't hold by their options."""
     if manifest is not None or facts.method != "lora":
         return facts.way
-    config = storage.read_json(folder / layout.CONFIG)
-    plain = config.get("init_lora_weights") in (True, False, "gaussian", None)
-    beside = config.get("bias") not in ("none", None) or config.get("lora_bias")
-    return "bank" if plain and not beside else "own pass"
+    return "own pass" if unexpressed(storage.read_json(folder / layout.CONFIG)) else "bank"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from adaptx.adapters import expressed
 from adaptx.adapters.lora_linear import lora_linear
 from adaptx.errors import OptionError, SiteError, choices
 
@@ -26,19 +27,6 @@ if TYPE_CHECKING:
 
     from adaptx.adapters.route import Route
     from adaptx.encoder.sites import Site
-
-# Options of LoraConfig that a bank expresses exactly, and those that change no result.
-EXPRESSED = {
-    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
-    "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights",
-}  # fmt: skip
-IRRELEVANT = {
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
-    "inference_mode", "runtime_config", "megatron_core",
-}  # fmt: skip
-INITS = (True, False, "gaussian")
-HEADS = {"classifier", "score"}  # what modules_to_save may name: the head, which is adaptx's own
-
 
 KINDS: dict[str, tuple[type, ...]] = {
     "r": (int,),
@@ -141,15 +129,8 @@ def unexpressed(config: LoraConfig) -> str | None:
     """The option, such as `use_dora=True`, that a bank can't express exactly; None: it can all."""
     from peft import LoraConfig
 
-    plain = LoraConfig()
-    for field in fields(config):
-        value = getattr(config, field.name)
-        head_alone = field.name == "modules_to_save" and set(value or ()) <= HEADS
-        known = field.name in EXPRESSED | IRRELEVANT or head_alone
-        if not known and value != getattr(plain, field.name):
-            return f"{field.name}={value!r}"
-    init = config.init_lora_weights
-    return None if init in INITS else f"init_lora_weights={init!r}"
+    options = {field.name: getattr(config, field.name) for field in fields(config)}
+    return expressed.unexpressed(options, vars(LoraConfig()))
 
 
 def check_config(config: LoraConfig) -> None:

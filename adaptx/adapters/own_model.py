@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from adaptx import storage
-from adaptx.adapters.lora import HEADS, targets
+from adaptx.adapters.expressed import HEADS
+from adaptx.adapters.lora import targets
 from adaptx.encoder.encoder import Encoder
 from adaptx.encoder.families import FAMILIES
 from adaptx.encoder.sites import plain_copy

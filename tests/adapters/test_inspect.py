@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from adaptx import Adapter, storage, tasks
 from adaptx.adapters import inspect
+from adaptx.adapters.lora import unexpressed
 from adaptx.adapters.rename import rename_folder
 from adaptx.errors import AdaptxError, FolderError, OptionError, OutputExists
 from tests.adapters.peft_oracle import peft_model, plain_model
@@ -88,6 +89,29 @@ def test_a_row_says_the_facts_in_short(made, small):
     assert probe["score"] is None
     assert (theirs["name"], theirs["task"]) == ("theirs", None)
     assert not any(row["damage"] for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({}, "bank"),
+        ({"use_rslora": True, "init_lora_weights": "gaussian"}, "bank"),
+        ({"modules_to_save": ["classifier"]}, "bank"),
+        ({"modules_to_save": ["embeddings"]}, "own pass"),
+        ({"trainable_token_indices": [5, 6]}, "own pass"),
+        ({"bias": "all"}, "own pass"),
+        ({"lora_bias": True}, "own pass"),
+        ({"init_lora_weights": "pissa"}, "own pass"),
+        ({"layer_replication": [[0, 1], [0, 2]]}, "own pass"),
+        ({"use_dora": True}, "own pass"),
+    ],
+)
+def test_pefts_folders_go_the_way_that_their_options_ask_for(made, tmp_path, options, way):
+    folder = shutil.copytree(made / "theirs", tmp_path / "theirs")
+    config = LoraConfig(target_modules=["query"], **options)
+    config.save_pretrained(folder)
+    assert inspect.row(folder)["way"] == way
+    assert bool(unexpressed(config)) == (way == "own pass")
 
 
 @pytest.mark.parametrize("lost", ["adaptx.json", "adapter_config.json", "head.safetensors"])
@@ -288,6 +312,7 @@ def test_a_rename_that_fails_leaves_all_as_it_was(saved):
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 from pathlib import Path
+from adaptx.adapters.lora import unexpressed
 from adaptx.adapters.rename import rename_folder
 rename_folder(Path({str(saved)!r}), "sw-news")
 """
