@@ -184,10 +184,11 @@ def targets(config: LoraConfig, sites: Iterable[str], model_type: str) -> list[s
         suffixes = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in names})
         default = f"PEFT's default for {model_type!r}" if config.target_modules is None else None
         wanted = choices(unmatched) or default or repr(config.target_modules)
+        hint = " No LoRA goes to embeddings: trainable_token_indices trains single tokens' vectors."
         raise SiteError(
             f"target_modules: {wanted} matches no site of this encoder. It has {len(names)} sites; "
             f"in each layer: {choices(suffixes)}. Name suffixes, full names such as "
-            f"{names[0]!r}, or 'all-linear'."
+            f"{names[0]!r}, or 'all-linear'.{hint if 'embed' in wanted else ''}"
         )
     return found
 

@@ -254,6 +254,7 @@ def test_a_target_that_matches_nothing_names_the_sites(small, asked):
         Adapter.new(small, None, LoraConfig(target_modules=asked), name="x")
     assert "attention.self.query" in str(caught.value)
     assert "all-linear" in str(caught.value)
+    assert ("trainable_token_indices" in str(caught.value)) == (asked == ["word_embeddings"])
 
 
 @pytest.mark.parametrize(
