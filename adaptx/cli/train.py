@@ -235,6 +235,7 @@ def train(
     from adaptx.training.runlog import check_run
     from adaptx.training.runs import fresh_folder
     from adaptx.training.settings import Settings
+    from adaptx.training.train import check_asked
 
     settings: dict[str, Any] = {
         "epochs": epochs, "lr": LRS.get(method.value, 1e-3) if lr is None else lr,
@@ -253,6 +254,7 @@ def train(
         chosen = read_config(config)
     else:
         chosen = _chosen(method, r, lora_alpha, target_modules, dropout, use_rslora)
+    check_asked(fitted, chosen, train_rows, plan, checkpoint_every)
     opened = ax.Encoder.from_pretrained(encoder, prefix=prefix)
     common: dict[str, Any] = {"name": called, "language": language}
     if dry_run:

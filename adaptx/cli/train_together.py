@@ -40,8 +40,10 @@ def train_together(
 
     import adaptx as ax
     from adaptx.tasks.base import title
+    from adaptx.training.checkpoint import check_interval
     from adaptx.training.runs import fresh_folder
 
+    check_interval(checkpoint_every)
     parts = {
         task: ax.Part(
             task_of(one), [ax.Source(**source) for source in one["sources"]], one.get("weight", 1.0)

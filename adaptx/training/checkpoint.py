@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from adaptx import storage
-from adaptx.errors import FolderError
+from adaptx.errors import FolderError, OptionError
 
 FOLDER, TENSORS = "checkpoints", "tensors.safetensors"
 KEPT = 2  # should the newest be damaged later on, there is one before it
@@ -35,6 +35,12 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
     tensors: dict[str, Tensor]
+
+
+def check_interval(seconds: float) -> None:
+    """Raise OptionError for seconds between checkpoints that can't be."""
+    if not seconds >= 0:
+        raise OptionError(f"checkpoint_every={seconds!r} must be seconds, at least 0.")
 
 
 def write_checkpoint(

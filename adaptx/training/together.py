@@ -30,6 +30,7 @@ from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, choices
 from adaptx.evaluation.metrics import DEV_LOSS
 from adaptx.tasks import Classification, Task
+from adaptx.training.checkpoint import check_interval
 from adaptx.training.distributed import check_distribution, held, place
 from adaptx.training.mixture import Sampling
 from adaptx.training.probe import solve_head
@@ -119,8 +120,7 @@ def train_together(
     TrainingInterrupted.
     """
     options, mixing = Settings.of(settings), Sampling(sampling, temperature, passes)
-    if not checkpoint_every >= 0:
-        raise OptionError(f"checkpoint_every={checkpoint_every!r} must be seconds, at least 0.")
+    check_interval(checkpoint_every)
     run = check_run(run, trackers, accelerator, resume)
     accelerator = accelerator or accelerator_for(precision, run, trackers)
     check_distribution(accelerator)

@@ -20,14 +20,15 @@ import torch
 from adaptx.adapters import own_model
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
+from adaptx.data.large import IndexedExamples
 from adaptx.data.streams import Columns
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, TrainingInterrupted, choices
 from adaptx.evaluation.metrics import task_scores
 from adaptx.machine import flags, has_bf16
-from adaptx.tasks import Task
+from adaptx.tasks import Classification, Task
 from adaptx.training.average import Average
-from adaptx.training.checkpoint import Checkpoint
+from adaptx.training.checkpoint import Checkpoint, check_interval
 from adaptx.training.display import Display
 from adaptx.training.distributed import check_distribution, check_launch, fsdp_hidden, held, place
 from adaptx.training.optimizing import optimizer_and_schedule
@@ -93,17 +94,13 @@ def train(
     TrainingDiverged when the loss becomes NaN or infinite, with the last good adapter.
     """
     options = Settings.of(settings)
-    if not checkpoint_every >= 0:
-        raise OptionError(f"checkpoint_every={checkpoint_every!r} must be seconds, at least 0.")
     run = check_run(run, trackers, accelerator, resume)
     columns = Columns(text_column, label_column, other_column)
     train_rows = open_data(train, task, columns)
     dev_rows = open_data(dev, task, columns) if dev is not None else []
     task = task.fit(train_rows, dev_rows)
     options = options.for_task(task)
-    if config is None and not task.has_head:
-        raise OptionError(f"The task {task.kind} has no head, so a probe has nothing to learn.")
-    check_probe_first(options, task)
+    check_asked(task, config, train_rows, options, checkpoint_every)
     steps = options.epochs * -(-len(train_rows) // options.batch_size)
     adapter = Adapter.new(
         encoder,
@@ -120,11 +117,6 @@ def train(
     encoded = training_rows(encoder, adapter, task, train_rows)
     held_out = EncodedRows.of(encoder, adapter, task, dev_rows)
     job = Job(encoder, adapter, task, options, accelerator, encoded, held_out)
-    if not isinstance(encoded, EncodedRows) and (job.solved or options.probe_first):
-        raise OptionError(
-            "A probe is solved on all rows at once, and this file is larger than memory: take a "
-            "part of it, or train an adapter without a probe first."
-        )
     found = find_checkpoint(job, run) if resume and run is not None else None
     goes_on = (found.step, len(found.state["history"])) if found else (0, 0)
     with RunLog(run, accelerator, job.about(config), goes_on) as log:
@@ -140,6 +132,26 @@ def train(
             in_steps(job, log, run, found, checkpoint_every, checkpointing=checkpointing, fast=fast)
     accelerator.wait_for_everyone()
     return adapter.to(encoder.device).requires_grad_(False).eval()
+
+
+def check_asked(
+    task: Task,
+    config: PeftConfig | Full | None,
+    rows: Sequence[Any],
+    options: Settings,
+    checkpoint_every: float,
+) -> None:
+    """Raise OptionError for what `train` refuses whatever the encoder: nothing is loaded for it."""
+    check_interval(checkpoint_every)
+    check_probe_first(options, task)
+    if config is None and not task.has_head:
+        raise OptionError(f"The task {task.kind} has no head, so a probe has nothing to learn.")
+    solved = options.probe_first or (config is None and isinstance(task, Classification))
+    if solved and isinstance(rows, IndexedExamples):
+        raise OptionError(
+            "A probe is solved on all rows at once, and this file is larger than memory: take a "
+            "part of it, or train an adapter without a probe first."
+        )
 
 
 def in_steps(

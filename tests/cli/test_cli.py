@@ -10,8 +10,9 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 
 from adaptx.cli.main import main
-from tests.conftest import SAMPLE
+from tests.conftest import ROOT, SAMPLE
 
+TASKS = ROOT / "recipes" / "data" / "tasks"
 PLAIN = {"COLUMNS": "100", "NO_COLOR": "1"}
 
 
@@ -123,6 +124,21 @@ def test_train_dry_run_writes_nothing(small_folders, tmp_path):
     assert "12 sites" in done.stdout
     assert "33 steps" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "asked", "said"),
+    [
+        ("token-classification", "names.conll", ["--probe-first"], "not for token-classification"),
+        ("retrieval", "translations.tsv", ["--method", "probe"], "retrieval has no head"),
+        ("pairs", "inference.tsv", ["--checkpoint-every", "-1"], "checkpoint_every=-1.0 must"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_training_would_before_it_loads_an_encoder(
+    tmp_path, task, data, asked, said
+):
+    common = ["train", "--encoder", "bundled:none", "--task", task, "-o", tmp_path / "x"]
+    assert said in refused(*common, "--train", TASKS / data, *asked, "--dry-run")
 
 
 def test_train_fits_a_probe(small_folders, tmp_path):

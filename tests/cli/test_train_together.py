@@ -90,3 +90,5 @@ def test_options_that_the_file_has_and_samplings_that_there_arent_are_refused(tm
     assert "--lr would have no effect" in refused(*command, "--lr", "3")
     assert "none of proportional" in refused(*command, "--dry-run")
     assert "--resume needs --run" in refused(*command, "--resume")
+    often = ("--checkpoint-every", "-1", "--dry-run")
+    assert "checkpoint_every=-1.0 must" in refused(*command, *often)
