@@ -107,7 +107,14 @@ def record_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
 
 
 def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
-    """The facts of a folder that adaptx wrote, and its manifest."""
+    """The facts of a folder that adaptx wrote, and its manifest. Raises FolderError."""
+    if folder.is_dir() and not any(
+        (folder / name).is_file() for name in (storage.MANIFEST, CONFIG)
+    ):
+        raise FolderError(
+            f"{folder} is no adapter's folder: it has neither {storage.MANIFEST}, which adaptx "
+            f"writes, nor PEFT's {CONFIG}."
+        )
     manifest = storage.read_manifest(folder, "adapter")
     known = Facts.__dataclass_fields__
     try:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def from_peft(folder: Path, encoder: Encoder, labels: Sequence[str] | None = Non
     config = read_config(folder / layout.CONFIG)
     check_task(config, folder)
     parts = _split(folder, encoder)
+    _check_saved(config, parts, encoder)
     config.modules_to_save = None  # what they were stands in `parts.rest`, and must be a head
     where = HEADS[encoder.config.model_type]
     classified = any(name.startswith(f"{where.out}.") for name in parts.rest)
@@ -109,16 +111,17 @@ def from_peft(folder: Path, encoder: Encoder, labels: Sequence[str] | None = Non
         task=task.to_json() if task else None,
         head=head.options if head else {},
     )
-    if facts.method == "lora" and not unexpressed(config):
-        config, sites = _lora_sites(parts, where, config, encoder)
-        adapter = Adapter.of(encoder, facts, config, head, task, sites=sites)
-    else:
-        with own_model.refusals(facts.method):
-            config = _on_auto_model(config, parts, encoder)
-        model = own_model.peft_model(encoder, config)
-        own_model.load_peft_state(model, parts.body, parts.path)
-        adapter = Adapter.of(encoder, facts, config, head, task, model=model)
-    adapter.check_shapes(encoder)
+    with _doubting(encoder):
+        if facts.method == "lora" and not unexpressed(config):
+            config, sites = _lora_sites(parts, where, config, encoder)
+            adapter = Adapter.of(encoder, facts, config, head, task, sites=sites)
+        else:
+            with own_model.refusals(facts.method):
+                config = _on_auto_model(config, parts, encoder)
+            model = own_model.peft_model(encoder, config)
+            own_model.load_peft_state(model, parts.body, parts.path)
+            adapter = Adapter.of(encoder, facts, config, head, task, model=model)
+        adapter.check_shapes(encoder)
     return adapter.requires_grad_(False).eval()
 
 
@@ -175,6 +178,29 @@ def _split(folder: Path, encoder: Encoder) -> _Parts:
             f"trained on another architecture than {encoder.config.model_type}."
         )
     return parts
+
+
+def _check_saved(config: Any, parts: _Parts, encoder: Encoder) -> None:
+    """Raise FolderError where parts of the encoder were trained whole."""
+    names = [parts.prefix + name for name in _modules(encoder)]
+    asked = getattr(config, "modules_to_save", None) or ()
+    if saved := [module for module in asked if any(_names(module, name) for name in names)]:
+        raise FolderError(
+            f"{parts.path} has parts of the encoder, trained whole by modules_to_save={saved}: "
+            f"adapters share the encoder's, so they can't be imported."
+        )
+
+
+@contextmanager
+def _doubting(encoder: Encoder) -> Iterator[None]:
+    """A folder whose tensors don't fit names the wrong encoder, as likely as not."""
+    try:
+        yield
+    except FolderError as error:
+        raise FolderError(
+            f"{error} Was it trained on another encoder than {encoder.name!r}? Then name that one "
+            f"with --encoder."
+        ) from error
 
 
 def _lora_sites(

@@ -184,7 +184,7 @@ def import_folder(
     from adaptx import storage
     from adaptx.adapters import folder as layout
     from adaptx.adapters.finding import find_folder
-    from adaptx.cli.opening import encoder_name
+    from adaptx.cli.opening import encoder_name, open_encoder
     from adaptx.errors import OptionError
 
     storage.check_output(output, overwrite, "adapter")
@@ -194,9 +194,8 @@ def import_folder(
     name = encoder or encoder_name(found)
 
     from adaptx.adapters.adapter import Adapter
-    from adaptx.encoder.encoder import Encoder
 
-    opened = Encoder.from_pretrained(name)
+    opened = open_encoder(name, encoder)
     names = [label.strip() for label in labels.split(",")] if labels else None
     adapter = Adapter.load(found, opened, labels=names)
     called = layout.check_name(output.resolve().name)

@@ -10,7 +10,7 @@ from adaptx import storage
 from adaptx.adapters import folder as layout
 from adaptx.adapters import inspect
 from adaptx.adapters.finding import find_folder
-from adaptx.errors import FolderError
+from adaptx.errors import EncoderNotFound, FolderError
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
@@ -27,6 +27,19 @@ def encoder_name(folder: Path) -> str:
     if not name:
         raise FolderError(f"{folder} doesn't say which encoder it fits: name it with --encoder.")
     return name
+
+
+def open_encoder(name: str, asked: str | None) -> Encoder:
+    """The encoder that was asked for by --encoder, or that an adapter's folder names."""
+    from adaptx.encoder.encoder import Encoder
+
+    try:
+        return Encoder.from_pretrained(name)
+    except EncoderNotFound as error:
+        if asked:
+            raise
+        said = f"{error} The adapter's folder names it: --encoder names another."
+        raise EncoderNotFound(said) from error
 
 
 def facts_with_task(folder: Path) -> Facts:
@@ -58,9 +71,8 @@ def open_each(names: Sequence[str | Path], encoder: str | None) -> list[tuple[En
     called = [encoder or encoder_name(folder) for folder in folders]
 
     from adaptx.adapters.adapter import Adapter
-    from adaptx.encoder.encoder import Encoder
 
-    encoders = {name: Encoder.from_pretrained(name) for name in dict.fromkeys(called)}
+    encoders = {name: open_encoder(name, encoder) for name in dict.fromkeys(called)}
     return [
         (encoders[name], Adapter.load(folder, encoders[name]))
         for folder, name in zip(folders, called, strict=True)
@@ -83,9 +95,8 @@ def open_together(folders: Sequence[Path], encoder: str | None) -> tuple[Encoder
         called = next(filter(None, named), None) or encoder_name(folders[0])
 
     from adaptx.adapters.adapter import Adapter
-    from adaptx.encoder.encoder import Encoder
 
-    opened = Encoder.from_pretrained(called)
+    opened = open_encoder(called, encoder)
     return opened, [Adapter.load(folder, opened) for folder in folders]
 
 

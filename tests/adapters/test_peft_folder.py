@@ -21,7 +21,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 import adaptx as ax
@@ -342,6 +342,30 @@ def test_another_architecture_is_refused(theirs_folder, opened):
     change(theirs_folder, rename)
     with pytest.raises(FolderError, match="another architecture than roberta"):
         ax.Adapter.load(theirs_folder, opened["roberta"])
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": 64}, "fit the encoder"),
+        ({"num_hidden_layers": 3}, "4 tensors too many|6 tensors too many"),
+        ({"num_hidden_layers": 1}, "lacks 4 tensors|lacks 6 tensors"),
+    ],
+    ids=["wide", "deep", "shallow"],
+)
+def test_a_folder_of_another_size_is_refused_with_the_remedy(opened, tmp_path, changes, said, dora):
+    made = AutoModel.from_config(AutoConfig.from_pretrained(opened["roberta"].folder, **changes))
+    trained(made, LoraConfig(r=2, target_modules=["query", "value"], use_dora=dora), tmp_path)
+    with pytest.raises(FolderError, match=rf"({said}).* another encoder than .* --encoder"):
+        ax.Adapter.load(tmp_path, opened["roberta"])
+
+
+def test_parts_of_the_encoder_that_were_trained_whole_are_named(opened, small_folders, tmp_path):
+    config = LoraConfig(r=2, target_modules=["query"], modules_to_save=["embeddings"])
+    trained(auto_model(small_folders["roberta"]), config, tmp_path / "theirs")
+    with pytest.raises(FolderError, match=r"modules_to_save=\['embeddings'\]"):
+        ax.Adapter.load(tmp_path / "theirs", opened["roberta"])
 
 
 @pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_2_SEQ_LM", "TOKEN_CLS"])

@@ -200,3 +200,18 @@ def test_pefts_folder_is_imported_by_one_command(small_folders, tmp_path, capsys
         adaptx("adapters", "import", tmp_path / "ours", "-o", tmp_path / "x")
     with pytest.raises(OutputExists):
         adaptx(*asked)
+
+
+def test_an_import_that_cant_be_says_what_mends_it(small_folders, tmp_path):
+    theirs = tmp_path / "theirs"
+    from_peft(small_folders["roberta"], theirs)
+    config = json.loads((theirs / "adapter_config.json").read_text())
+    gone = config | {"base_model_name_or_path": str(tmp_path / "gone")}
+    (theirs / "adapter_config.json").write_text(json.dumps(gone))
+    asked = ["adapters", "import", theirs, "-o", tmp_path / "ours"]
+    assert "no encoder folder" in (said := refused(*asked))
+    assert "The adapter's folder names it: --encoder names another." in said
+    assert "names it" not in refused(*asked, "--encoder", tmp_path / "nowhere")
+    (theirs / "adapter_config.json").unlink()
+    assert "neither adaptx.json" in (said := refused(*asked))
+    assert "adapter_config.json" in said
