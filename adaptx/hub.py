@@ -22,6 +22,11 @@ def split(name: str) -> tuple[str, str | None] | None:
     return (found[1], found[2]) if found else None
 
 
+def is_repository(name: str) -> bool:
+    """Whether others find it by this name: a repository's, and not that of a folder here."""
+    return split(name) == (name, None) and not Path(name).exists()
+
+
 def download(repository: str, files: Sequence[str], revision: str | None = None) -> Path:
     """The folder, in the Hub's cache, of a repository's files whose names match one of `files`.
 

@@ -12,7 +12,7 @@ import pytest
 from peft import LoraConfig
 from safetensors.numpy import load_file, save
 
-from adaptx import Adapter, tasks
+from adaptx import Adapter, Encoder, tasks
 from tests.adapters.peft_oracle import peft_model
 from tests.cli.test_cli import refused, run
 from tests.hub_server import running_hub
@@ -221,6 +221,18 @@ def test_a_dry_run_asks_the_hub_nothing(hub, folders, tmp_path):
     assert "Would push" in done.stdout
     assert "adapter_model.safetensors" in done.stdout
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("name", ["enc/roberta", "enc/../enc/roberta"])
+def test_an_encoder_that_is_a_folder_here_is_said_to_be_found_nowhere_else(
+    small_folders, tmp_path, monkeypatch, name
+):
+    (tmp_path / "enc").mkdir()
+    (tmp_path / "enc" / "roberta").symlink_to(small_folders["roberta"])
+    monkeypatch.chdir(tmp_path)
+    folder = Adapter.new(Encoder.from_pretrained(name), TASK, None, name="p").save("p")
+    done = run("push", folder, "somebody/one", "--dry-run")
+    assert f"named {name!r}, which others may not find" in done.stdout
 
 
 def test_a_bundled_encoder_is_said_to_need_adaptx(encoder, tmp_path):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from adaptx import hub
 from adaptx.errors import FolderError, choices
 from adaptx.tasks import Classification, QuestionAnswering, Task, task_from_json
 from adaptx.tasks.base import TITLES, title
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from adaptx.adapters.folder import Facts
 
 _WHAT = {
-    "lora": "The encoder stays as it is; LoRA adds low-rank updates to {sites} of its layers",
+    "lora": (
+        "The encoder stays as it is; LoRA adds low-rank updates at {sites} of its linear layers"
+    ),
     "probe": "The encoder stays as it is, and nothing is added inside it",
     "full": "All of the encoder's weights were trained",
 }
@@ -50,6 +53,14 @@ def model_card(facts: Facts) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def name_lines(name: str) -> list[str]:
+    """The lines of a card that are an adapter's name and nothing else: its titles."""
+    from huggingface_hub.utils import yaml_dump
+
+    unscored, scored = (yaml_dump({key: name}).strip() for key in ("model_name", "name"))
+    return [unscored, f"- {scored}", f"# {_text(name)}"]
+
+
 def _front_matter(facts: Facts, task: Task | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -71,7 +82,7 @@ def _front_matter(facts: Facts, task: Task | None) -> str:
     data = ModelCardData(
         language=language.group() if language else None,
         library_name="adaptx" if facts.method in ("probe", "full") else "peft",
-        base_model=facts.encoder if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.encoder) else None,
+        base_model=facts.encoder if hub.is_repository(facts.encoder) else None,
         pipeline_tag=task.hub if task else None,
         tags=["adaptx", facts.method],
         metrics=sorted({_hub_metric(name) for name in task.metrics}) if task else None,
@@ -181,7 +192,9 @@ def _training(facts: Facts) -> str:
         dev = f", {training['dev_rows']} development rows" if training.get("dev_rows") else ""
         said += [f"Data: {training['train_rows']} training rows{dev}"]
     if best := training.get("best"):
-        said += [f"Kept: epoch {best['epoch']}, the best on the development rows ({_dev(best)})"]
+        solved = "Solved at once, with the regularization that was best"  # a probe's strength
+        how = solved if "strength" in best else f"Kept: epoch {best['epoch']}, the best"
+        said += [f"{how} on the development rows ({_dev(best)})"]
     if settings := training.get("settings"):
         named = (f"{name} {value}" for name, value in settings.items() if value is not None)
         said += [f"Settings: {', '.join(named)}"]

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from adaptx import storage
 from adaptx.adapters import folder as layout
+from adaptx.adapters.card import name_lines
 from adaptx.errors import FolderError, OutputExists
 
 
 def rename_folder(folder: Path, name: str) -> Path:
     """Rename an adapter and its folder, all or nothing; the new folder.
 
-    The weights keep the sha256 they had; the card only has its title changed. What PEFT wrote is
+    The weights keep the sha256 they had; the card only has its titles changed. What PEFT wrote is
     called as its folder is. Raises OptionError for a name that no folder can have, OutputExists,
     FolderError.
     """
@@ -36,7 +37,8 @@ def rename_folder(folder: Path, name: str) -> Path:
                 shutil.copy2(path, made / path.name, follow_symlinks=False)
         if (card := made / layout.CARD).is_file():
             lines = card.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-            titled = [f"# {name}" if line == f"# {facts.name}" else line for line in lines]
+            new = dict(zip(name_lines(facts.name), name_lines(name), strict=True))
+            titled = [new.get(line, line) for line in lines]
             card.write_text("\n".join(titled), encoding="utf-8", errors="surrogateescape")
             manifest["files"][layout.CARD] = storage.sha256(card)
         storage.write_json(made / storage.MANIFEST, manifest | {"name": name})

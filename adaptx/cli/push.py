@@ -84,5 +84,5 @@ def push(
             f"Its encoder, {encoder}, comes with adaptx[bundled]: whoever opens this adapter needs "
             f"adaptx."
         )
-    elif "/" not in encoder:
+    elif not hub.is_repository(encoder):
         typer.echo(f"Its encoder is named {encoder!r}, which others may not find by that name.")

@@ -84,6 +84,7 @@ def test_a_card_without_an_evaluation_says_so():
 def test_a_card_tells_a_stranger_what_it_is_and_how_good():
     card = model_card(replace(FACTS, evaluation=EVALUATION))
     assert "one of: afya, michezo" in card
+    assert "updates at 12 of its linear layers" in card
     assert "128 tokens at most" in card
     assert "trained on texts in `swh_Latn`" in card
     scores = section(card, "Scores")
@@ -173,6 +174,24 @@ def test_an_adapter_without_a_head_or_a_hub_name_has_a_card_too():
     data = ModelCard(card).data
     assert data.base_model is None
     assert data.language is None
+
+
+def test_a_folders_name_is_no_base_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = replace(FACTS, encoder="enc/xlm-roberta")
+    assert ModelCard(model_card(facts)).data.base_model == "enc/xlm-roberta"
+    (tmp_path / "enc" / "xlm-roberta").mkdir(parents=True)
+    for name in ("enc/xlm-roberta", "./elsewhere"):
+        assert ModelCard(model_card(replace(FACTS, encoder=name))).data.base_model is None
+
+
+def test_a_probe_that_was_solved_has_no_best_epoch():
+    best = {"epoch": 1, "strength": 0.01, "accuracy": 0.75}
+    facts = replace(FACTS, method="probe", scales={}, training=FACTS.training | {"best": best})
+    assert "Kept: epoch 2, the best on the development rows" in model_card(FACTS)
+    card = model_card(facts)
+    assert "regularization that was best on the development rows (accuracy 0.750)" in card
+    assert "epoch 1" not in card
 
 
 @pytest.mark.parametrize("wrong", [{"sw": 1}, {"sw": {}}, {"sw": {**scored(), "accuracy": "x"}}])

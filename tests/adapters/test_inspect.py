@@ -11,7 +11,9 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 
 from adaptx import Adapter, storage, tasks
+from adaptx.adapters import folder as layout
 from adaptx.adapters import inspect
+from adaptx.adapters.card import model_card
 from adaptx.adapters.lora import unexpressed
 from adaptx.adapters.rename import rename_folder
 from adaptx.errors import AdaptxError, FolderError, OptionError, OutputExists
@@ -280,6 +282,17 @@ def test_a_renamed_adapter_is_the_same_under_its_new_name(small, saved):
     assert (target / "notes" / "mine.txt").read_text() == "mine"
     texts = ["Timu imeshinda", "Habari"]
     assert small.predict(texts, after) == small.predict(texts, before)
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+@pytest.mark.parametrize("name", ["sw-news", "yes: {no} #1", "a|b"])
+def test_a_renamed_adapters_card_is_as_if_it_had_had_the_name(saved, name, evaluated):
+    if evaluated:
+        scores = {"accuracy": 0.5, "macro_f1": 0.5, "weighted_f1": 0.5, "interval": [0.4, 0.6]}
+        entry = {"file": "test.tsv", "rows": 9, "commonest": 0.5, "labels": {}, **scores}
+        layout.record_evaluation(saved, {"sw": entry})
+    target = rename_folder(saved, name)
+    assert (target / "README.md").read_text() == model_card(layout.read_facts(target)[0])
 
 
 def test_renaming_keeps_a_cards_words_and_hides_no_damage(saved):
