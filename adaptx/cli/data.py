@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +19,8 @@ from adaptx.errors import MissingExtra, OptionError, choices
 if TYPE_CHECKING:
     from adaptx import tasks
     from adaptx.data.check import Measure, Report, Same
+    from adaptx.data.records import Record
+    from adaptx.data.streams import Columns
 
 CHECK_EXAMPLES = """
 [bold]Examples[/bold]
@@ -37,6 +41,8 @@ SPLIT_EXAMPLES = """
   adaptx data split all.jsonl -o data/sw
 
   adaptx data split all.tsv -o data/sw --shares train=90,test=10 --dry-run
+
+  adaptx data split all.conll -o data/names --task token-classification
 """
 CONVERT_EXAMPLES = """
 [bold]Examples[/bold]
@@ -105,17 +111,14 @@ def check(
     Duplicates and leaks are warnings: the exit code stays 0.
     """
     from adaptx.data.check import check as run_check
-    from adaptx.data.streams import Columns
     from adaptx.tasks import make_task
 
     asked = make_task(task.value, scheme=scheme, repair=repair or None)
     allowed = [name.strip() for name in labels.split(",")] if labels else []
-    labelled = task is not Task.pairs or label_column is not None
-    columns = Columns(text_column, label_column, other_column, labelled)
     report = run_check(
         source,
         task.value,
-        columns,
+        _columns(task, text_column, label_column, other_column),
         against=against or (),
         labels=allowed,
         measure=_measure(encoder, asked),
@@ -132,32 +135,38 @@ def check(
 def split(
     source: Source,
     output: Annotated[Path, typer.Option("--output", "-o", help="The new folder.")],
+    task: Annotated[Task, typer.Option("--task", help="What the rows are.")] = Task.classification,
     shares: Annotated[
         str, typer.Option("--shares", help="Of train, dev and test, or by name: train=90,test=10.")
     ] = "80,10,10",
     seed: Annotated[int, typer.Option("--seed", help="Another seed, another split.")] = 0,
     text_column: Text = None,
+    other_column: OtherColumn = None,
     label_column: Label = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The counts as JSON.")] = False,
 ) -> None:
-    """Split a labelled file into train, dev and test: by label, repeatable, without leaks."""
+    """Split a file into train, dev and test: by label, repeatable, without leaks.
+
+    Each part is JSONL. Questions about one passage stay together.
+    """
     from adaptx import storage
-    from adaptx.data.read import read_examples
-    from adaptx.data.splits import split_examples, write_split
+    from adaptx.data.large import open_records
+    from adaptx.data.splits import split_examples, split_passages, write_split
 
     storage.check_output(output, overwrite, "data")
     wanted = _shares(shares)
-    rows = read_examples(source, text_column=text_column, label_column=label_column)
-    parts = split_examples(rows, wanted, seed=seed)
+    columns = _columns(task, text_column, label_column, other_column)
+    rows = list(open_records(source, task.value, columns))
+    by = split_passages if task is Task.question_answering else split_examples
+    parts = by(rows, wanted, seed=seed)
     if not dry_run:
-        write_split(parts, output, {"source": source, "seed": seed, "shares": wanted}, overwrite)
-    labels = sorted({str(row.label) for row in rows})
-    counts = {
-        name: {label: sum(row.label == label for row in part) for label in labels}
-        for name, part in parts.items()
-    }
+        facts = {"source": source, "task": task.value, "seed": seed, "shares": wanted}
+        write_split(parts, output, facts, overwrite)
+    found = {name: _counts(task, part) for name, part in parts.items()}
+    labels = sorted({label for part in found.values() for label in part})
+    counts = {name: {label: part[label] for label in labels} for name, part in found.items()}
     if as_json:
         typer.echo(json.dumps(counts, ensure_ascii=False))
         return
@@ -165,8 +174,8 @@ def split(
     from rich.console import Console
 
     console = Console()
-    columns = ["label", *(f"{name} ({len(part)})" for name, part in parts.items())]
-    print_table(columns, [[label, *(counts[name][label] for name in parts)] for label in labels])
+    head = ["label", *(f"{name} ({len(part)})" for name, part in parts.items())]
+    print_table(head, [[label, *(counts[name][label] for name in parts)] for label in labels])
     console.print(f"{'Would write' if dry_run else 'Wrote'} {output}.", soft_wrap=True)
 
 
@@ -224,6 +233,20 @@ def mine_negatives(
     )
     few = sum(len(pair.negatives) < count for pair in found)
     typer.echo(f"Wrote {output}: {rows} rows, {few} of them with fewer than {count} negatives.")
+
+
+def _columns(task: Task, text: str | None, label: str | None, other: str | None) -> Columns:
+    """The columns of a task's rows; pairs may be without labels where none was asked for."""
+    from adaptx.data.streams import Columns
+
+    return Columns(text, label, other, labelled=task is not Task.pairs or label is not None)
+
+
+def _counts(task: Task, rows: Sequence[Record]) -> Counter[str]:
+    """How often each label stands in the rows; scores are all alike, and so is no label."""
+    if task is Task.similarity:
+        return Counter({"scored": len(rows)})
+    return Counter(label for row in rows for label in row.labels or ("no label",))
 
 
 def _shares(text: str) -> dict[str, float]:

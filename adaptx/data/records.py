@@ -7,6 +7,7 @@ such thing (SQuAD's JSON: its records say their question's id instead).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from adaptx.errors import DataError
 
@@ -42,6 +43,11 @@ class Example(Placed):
         """What there is to learn, as names that can be counted."""
         return () if self.label is None else (self.label,)
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """A table's row that is read as this record."""
+        return {"text": self.text} | ({} if self.label is None else {"label": self.label})
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled(Placed):
@@ -61,6 +67,11 @@ class Labelled(Placed):
     def labels(self) -> tuple[str, ...]:
         """Its labels."""
         return self.names
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """A table's row that is read as this record."""
+        return {"text": self.text, "labels": list(self.names)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,11 @@ class Tagged(Placed):
     def labels(self) -> tuple[str, ...]:
         """The tags."""
         return self.tags
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """A table's row that is read as this record."""
+        return {"tokens": list(self.tokens), "tags": list(self.tags)}
 
     def wrong(self, place: int, message: str) -> DataError:
         """A DataError that points at the word at `place`: by its line, or by name."""
@@ -118,6 +134,13 @@ class Passage(Placed):
         """Whether there is an answer."""
         return ("answered" if self.answers else "unanswerable",)
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """A table's row that is read as this record."""
+        texts, starts = [text for text, _ in self.answers], [start for _, start in self.answers]
+        answers = {"text": texts, "answer_start": starts}
+        return {"id": self.id, **self.texts, "answers": answers}
+
 
 @dataclass(frozen=True, slots=True)
 class Pair(Placed):
@@ -143,6 +166,13 @@ class Pair(Placed):
         """The label, where there is one."""
         return () if self.label is None else (self.label,)
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """A table's row that is read as this record."""
+        label = {} if self.label is None else {"label": self.label}
+        negatives = {"negatives": list(self.negatives)} if self.negatives else {}
+        return self.texts | label | negatives
+
 
 @dataclass(frozen=True, slots=True)
 class Document(Placed):
@@ -163,6 +193,12 @@ class Document(Placed):
     def labels(self) -> tuple[str, ...]:
         """What each sentence is."""
         return tuple("summary" if mark else "rest" for mark in self.chosen)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """A table's row that is read as this record."""
+        summary = {} if self.summary is None else {"summary": self.summary}
+        return {"sentences": list(self.sentences), "labels": list(map(int, self.chosen))} | summary
 
     @property
     def reference(self) -> str:

@@ -7,22 +7,25 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adaptx import storage
 from adaptx.data.duplicates import digest, normalized
-from adaptx.data.records import Example, Passage
+from adaptx.data.records import Passage, Record
 from adaptx.errors import DataError, OptionError, choices
+
+R = TypeVar("R", bound=Record)
 
 
 def split_examples(
-    examples: Sequence[Example], shares: Mapping[str, float], *, seed: int = 0
-) -> dict[str, list[Example]]:
+    examples: Sequence[R], shares: Mapping[str, float], *, seed: int = 0
+) -> dict[str, list[R]]:
     """The examples in parts of the given shares, such as `{"train": 0.8, "test": 0.2}`.
 
-    Every part has about its share of each label. Texts that are the same (see
-    adaptx.data.duplicates) stay in one part, so that none leaks into another. The same examples
-    and seed give the same parts on every machine; a part keeps the examples' order.
+    Every part has about its share of each label; of rows with several, of each set of labels.
+    Texts that are the same (see adaptx.data.duplicates), of pairs both, stay in one part, so that
+    none leaks into another. The same examples and seed give the same parts on every machine; a part
+    keeps the examples' order.
 
     Rows are ordered by label, then by a hash of seed and text. Along that order each goes to the
     part that is furthest below its share: at most a row or two off in every label, unless
@@ -32,10 +35,10 @@ def split_examples(
     _check(shares)
     groups: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
-        groups.setdefault(normalized(example.text), []).append(place)
+        groups.setdefault(normalized("\n".join(example.texts.values())), []).append(place)
 
     def order(text: str) -> tuple[str, int, str]:
-        labels = Counter(examples[place].label or "" for place in groups[text])
+        labels = Counter("|".join(sorted({*examples[place].labels})) for place in groups[text])
         return (
             min(labels, key=lambda label: (-labels[label], label)),
             digest(f"{seed} {text}"),
@@ -96,17 +99,15 @@ def _check(shares: Mapping[str, float]) -> None:
 
 
 def write_split(
-    parts: Mapping[str, Sequence[Example]],
+    parts: Mapping[str, Sequence[Record]],
     folder: str | Path,
     facts: dict[str, Any],
     overwrite: bool = False,
 ) -> None:
-    """Write each part as `<name>.jsonl` (text and label) into a new folder, with `facts`."""
+    """Write each part as `<name>.jsonl`, a row a record, into a new folder, with `facts`."""
     with storage.new_folder(folder, overwrite=overwrite, kind="data") as made:
         for name, part in parts.items():
-            lines = (
-                json.dumps({"text": e.text, "label": e.label}, ensure_ascii=False) for e in part
-            )
+            lines = (json.dumps(record.row, ensure_ascii=False) for record in part)
             (made / f"{name}.jsonl").write_text(
                 "".join(line + "\n" for line in lines), encoding="utf-8", newline="\n"
             )

@@ -22,6 +22,7 @@ from adaptx.tasks import make_task
 from tests.cli.test_cli import refused, run
 from tests.conftest import ROOT, SAMPLE
 
+TASKS = ROOT / "recipes" / "data" / "tasks"
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w.-]+)`:\n\n```\w*\n(.*?)^```$", PAGE, re.M | re.S))
 COMMANDS = re.findall(r"^adaptx (data .*)$", PAGE, re.M)
@@ -246,6 +247,33 @@ def test_split_writes_parts_that_training_finds(tmp_path):
     assert sum(map(len, parts.values())) == 168
     assert set(counts["train"].values()) <= {18, 19, 20}
     assert "--overwrite" in refused("data", "split", SAMPLE / "train.jsonl", "-o", output)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "counts"),
+    [
+        ("token-classification", "names.conll", {"B-DATE": 5, "O": 44}),
+        ("question-answering", "questions.json", {"answered": 9}),
+        ("retrieval", "translations.tsv", {"no label": 12}),
+        ("similarity", "nearness.tsv", {"scored": 10}),
+    ],
+)
+def test_split_reads_the_rows_of_a_task(tmp_path, task, name, counts):
+    common = ["data", "split", TASKS / name, "--task", task, "--shares", "60,20,20"]
+    found = json.loads(run(*common, "-o", tmp_path / "s", "--json").stdout)
+    for label, count in counts.items():
+        assert sum(part[label] for part in found.values()) == count
+    assert json.loads((tmp_path / "s" / "adaptx.json").read_text())["task"] == task
+    run("data", "check", tmp_path / "s" / "test.jsonl", "--task", task, "-e", "none")
+
+
+def test_split_takes_the_columns_of_a_pair(tmp_path):
+    lines = "".join(f"Swali {i}\tJibu {i}\n" for i in range(9))
+    (tmp_path / "p.tsv").write_text("a\tb\n" + lines)
+    common = ["data", "split", tmp_path / "p.tsv", "-o", tmp_path / "s", "--task", "pairs"]
+    run(*common, "--text-column", "a", "--other-column", "b", "--shares", "60,20,20")
+    rows = (tmp_path / "s" / "dev.jsonl").read_text().splitlines()
+    assert [json.loads(row).keys() for row in rows] == [{"text", "other"}] * len(rows)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptx import storage
+from adaptx.data.large import open_records
 from adaptx.data.read import Example, Passage, read_examples
+from adaptx.data.records import Labelled, Pair
 from adaptx.data.splits import split_examples, split_passages, write_split
 from adaptx.errors import DataError, OptionError, OutputExists
+from tests.conftest import ROOT
 from tests.data.files import seeded
 
+TASKS = ROOT / "recipes" / "data" / "tasks"
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
 
 
@@ -125,6 +129,46 @@ def test_a_written_split_is_read_back(tmp_path):
     with pytest.raises(OutputExists):
         write_split(parts, tmp_path / "s", {})
     write_split(parts, tmp_path / "s", {}, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("token-classification", "names.conll"),
+        ("multi-label", "reviews.jsonl"),
+        ("pairs", "inference.tsv"),
+        ("question-answering", "questions.json"),
+        ("similarity", "nearness.tsv"),
+        ("retrieval", "searches.jsonl"),
+        ("extractive-summarization", "documents.jsonl"),
+        ("masked-language", "passages.txt"),
+    ],
+)
+def test_the_rows_of_every_task_are_split_and_read_back(tmp_path, task, name):
+    rows = open_records(TASKS / name, task)
+    by = split_passages if task == "question-answering" else split_examples
+    parts = by(rows, {"train": 0.5, "test": 0.5})
+    write_split(parts, tmp_path / "s", {})
+    found = []
+    for part, wanted in parts.items():
+        read = open_records(tmp_path / "s" / f"{part}.jsonl", task)
+        assert [r.row for r in read] == [r.row for r in wanted]
+        assert [(r.texts, r.labels) for r in read] == [(r.texts, r.labels) for r in wanted]
+        found += read
+    assert sorted(str(r.row) for r in found) == sorted(str(r.row) for r in rows)
+
+
+def test_every_set_of_labels_is_shared_out_and_equal_pairs_stay_together():
+    sets = [("a",), ("b",), ("a", "b"), ("b", "a")]
+    several = [Labelled(f"text {i}", sets[i % 4]) for i in range(80)]
+    for part in split_examples(several, {"train": 0.5, "test": 0.5}).values():
+        assert Counter(frozenset(row.names) for row in part) == {
+            frozenset("a"): 10, frozenset("b"): 10, frozenset("ab"): 20,
+        }  # fmt: skip
+    pairs = [Pair(f"text {i % 40}", f"other {i // 40}") for i in range(80)]
+    parts = split_examples(pairs + pairs, {"train": 0.5, "test": 0.5})
+    assert [len(part) for part in parts.values()] == [80, 80]
+    assert set(parts["train"]).isdisjoint(parts["test"])
 
 
 def questions(paragraphs, language="en"):
