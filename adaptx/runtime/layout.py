@@ -35,6 +35,10 @@ INPUT_IDS, MASK, IDS = "input_ids", "attention_mask", "adapter_ids"
 HIDDEN, MEAN, SATURATION = "hidden", "mean", "saturation"
 DTYPES = ("float32", "float16")
 QUANTIZATIONS = ("int8", "fp32")
+# Where a tensor's weights lie, as onnx writes it: tag and length, of the entry, its key, its value.
+# Of two values protobuf takes the later one: the entry's length leaves no room for another.
+_LOCATION = b"\x0a\x08location\x12" + bytes([len(WEIGHTS)]) + WEIGHTS.encode()
+_LOCATION = b"\x6a" + bytes([len(_LOCATION)]) + _LOCATION
 
 
 class Part(NamedTuple):
@@ -167,18 +171,16 @@ def read_bundle(folder: Path) -> tuple[BundleFacts, dict[str, Any]]:
 def check_locations(folder: Path) -> None:
     """Refuse a graph whose weights would be read from anywhere but the bundle's own file.
 
-    onnxruntime refuses it too, in its newer releases; here the entries `location` of the graphs'
-    external data are looked for in the files as they are.
+    onnxruntime refuses it too, in its newer releases; here the key `location` is looked for in the
+    files as they are, behind the last byte of its length, and must stand in an entry that is whole.
     """
     for name in (MODEL, LONE, CHECK):
         path = folder / name
         data = path.read_bytes() if path.is_file() else b""
-        for found in re.finditer(rb"\x0a\x08location\x12([\x00-\x7f])", data):
-            location = data[found.end() : found.end() + found[1][0]]
-            if location != WEIGHTS.encode():
+        for found in re.finditer(rb"[\x08\x00]location", data):
+            if not data.startswith(_LOCATION, found.start() - 3):
                 raise FolderError(
-                    f"{path} takes weights from {location.decode(errors='replace')!r}, out of the "
-                    f"bundle: it isn't opened."
+                    f"{path} takes weights from elsewhere than {WEIGHTS}: it isn't opened."
                 )
 
 
@@ -197,5 +199,10 @@ def check_files(folder: Path, manifest: Mapping[str, Any], *, but: tuple[str, ..
         if (path.is_symlink() or not path.is_dir()) and name not in listed:
             raise FolderError(
                 f"{folder} has a file that {storage.BUNDLE} doesn't list, {name}: take it out, or "
+                f"export the bundle again."
+            )
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise FolderError(
+                f"{path} leads out of {folder}, so it isn't read: put the file itself there, or "
                 f"export the bundle again."
             )

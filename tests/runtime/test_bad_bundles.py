@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import adaptx as ax
 from adaptx.errors import FingerprintError, FolderError, OptionError
 from adaptx.runtime import Runtime
-from adaptx.runtime.layout import read_bundle, write_bundle
+from adaptx.runtime.layout import check_locations, read_bundle, write_bundle
 from adaptx.storage import BUNDLE, MANIFEST, sha256, write_json
 from tests.encoder.families import write_encoder
 from tests.runtime.conftest import TEXTS, TOPICS, acting, with_imported_head
@@ -321,7 +321,10 @@ def listed_anew(folder, **changes):
     write_bundle(folder, type(facts)(**{**facts.__dict__, **changes}))
 
 
-@pytest.mark.parametrize("name", ["model.onnx.data", "model.onnx", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.onnx.data", "model.onnx", "tokenizer.json", f"adapters/wide/{WEIGHTS}"],
+)
 def test_a_file_that_is_a_link_out_of_the_bundle_is_refused(int8, tmp_path, name):
     folder = copied(int8, tmp_path)
     (folder / name).rename(tmp_path / "elsewhere")
@@ -330,7 +333,7 @@ def test_a_file_that_is_a_link_out_of_the_bundle_is_refused(int8, tmp_path, name
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "lone.onnx", "check.onnx"])
-@pytest.mark.parametrize("where", ["above", "absolute", "roundabout", "linked"])
+@pytest.mark.parametrize("where", ["above", "absolute", "roundabout", "long", "linked"])
 def test_weights_outside_the_bundle_are_refused(int8, tmp_path, where, name):
     """With a bundle.json that fits."""
     folder = copied(int8, tmp_path)
@@ -339,6 +342,7 @@ def test_weights_outside_the_bundle_are_refused(int8, tmp_path, where, name):
         "above": "../elsewhere",
         "absolute": str(tmp_path / "elsewhere"),
         "roundabout": "adapters/../../elsewhere",
+        "long": "./" * 70 + "../elsewhere",  # its length takes two bytes
         "linked": "inside",
     }[where]
     model = onnx.load(folder / name, load_external_data=False)
@@ -351,6 +355,35 @@ def test_weights_outside_the_bundle_are_refused(int8, tmp_path, where, name):
         (folder / "inside").symlink_to(tmp_path / "elsewhere")
     listed_anew(folder)
     not_opened(folder, "leads out of|takes weights from")
+
+
+KEY, HERE, AWAY = b"\x0a\x08location", b"\x12\x0fmodel.onnx.data", b"\x12\x0c../elsewhere"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        KEY + AWAY,
+        AWAY + KEY,
+        KEY + HERE + AWAY,  # the later one counts
+        HERE + AWAY + KEY,
+        b"\x0a\x88\x00location" + AWAY,  # a length of two bytes where one is enough
+        b"\x8a\x00\x08location" + AWAY,
+    ],
+)
+def test_a_location_is_found_however_it_is_written(int8, tmp_path, entry):
+    """Each is an entry that protobuf reads as the outer file's."""
+    read = onnx.StringStringEntryProto.FromString(entry)
+    assert (read.key, read.value) == ("location", "../elsewhere")
+    data, place = (int8 / "model.onnx").read_bytes(), KEY + HERE
+    at = data.index(place)
+    assert data[at - 2 : at] == bytes([0x6A, len(place)])
+    changed = data[: at - 1] + bytes([len(entry)]) + entry + data[at + len(place) :]
+    (tmp_path / "model.onnx").write_bytes(data)
+    check_locations(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(changed)
+    with pytest.raises(FolderError, match=r"weights from elsewhere than model\.onnx\.data"):
+        check_locations(tmp_path)
 
 
 @pytest.mark.parametrize(
