@@ -8,7 +8,8 @@ Every method may be called from any thread at any time. H hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -90,7 +91,8 @@ class Runtime:
         arena         keep onnxruntime's memory between runs: faster, and more of it
         slots         adapters for which the bank takes memory at a time
         library       a folder of adapters' folders, known beside the bundle's own and read when
-                      they are first asked for
+                      they are first asked for. Of two of one name the bundle's own counts; a folder
+                      without an adapter in order is left out, with a warning
         max_resident  how many adapters (100), or how much of them ("512MB"), stay in the bank; the
                       least recently used go first. None: all that are asked for
         pin           names that always stay
@@ -118,10 +120,11 @@ class Runtime:
         if library is not None and not Path(library).is_dir():
             raise FolderError(f"There is no folder {library} of adapters.")
         own = [folder / ADAPTERS / name for name in facts.adapters]
-        others = Path(library).glob(f"*/{storage.MANIFEST}") if library is not None else ()
-        for path in (*own, *sorted(manifest.parent for manifest in others)):
+        for path in own:
             about, _ = read_facts(path)
-            pool.know(path, about, pin=about.name in pin, check=path not in own)
+            pool.know(path, about, pin=about.name in pin, check=False)
+        if library is not None:
+            _know_library(pool, Path(library), set(pool.known), pin)
         if unknown := sorted(set(pin) - pool.known.keys()):
             raise OptionError(f"pin names {choices(unknown)}; there is {choices(pool.known)}.")
         first = [
@@ -341,6 +344,24 @@ class Runtime:
         raise OptionError(
             f"There is no adapter for the language {language!r}; there is "
             f"{choices(there) or 'none'}."
+        )
+
+
+def _know_library(pool: Pool, library: Path, own: Collection[str], pin: Sequence[str]) -> None:
+    """Know the adapters of a library, but those of the bundle's names; warn of broken folders."""
+    broken: dict[str, FolderError] = {}
+    for path in sorted(manifest.parent for manifest in library.glob(f"*/{storage.MANIFEST}")):
+        try:
+            about, _ = read_facts(path)
+        except FolderError as error:
+            broken[path.name] = error
+            continue
+        if about.name not in own:
+            pool.know(path, about, pin=about.name in pin)
+    if broken:
+        first = next(iter(broken.values()))
+        warnings.warn(
+            f"{library} has no adapter in {choices(broken)}, left out: {first}", stacklevel=3
         )
 
 

@@ -1,5 +1,6 @@
 """More adapters than fit: which ones stay, and what the pool counts."""
 
+import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -172,15 +173,37 @@ def test_a_folder_gone_bad_is_named_and_the_pool_goes_on(int8, others, oracle, t
         check_sound(runtime.pool)
 
 
-def test_a_library_with_a_name_twice_or_a_damaged_manifest_is_refused(int8, others, tmp_path):
+def test_a_library_with_a_name_twice_is_refused(int8, others, tmp_path):
     library = shutil.copytree(others, tmp_path / "library")
     shutil.copytree(library / "more-3", library / "again")
     with pytest.raises(OptionError, match=r"'more-3' already, from .*again"):
         opened(int8, library)
-    shutil.rmtree(library / "again")
+
+
+def test_a_library_may_be_the_folder_that_the_bundle_was_made_from(int8, others, tmp_path):
+    library = shutil.copytree(int8 / "adapters", tmp_path / "library")
+    shutil.copytree(others / "more-3", library / "more-3")
+    with opened(int8, library, pin=["more-3"]) as runtime:
+        known = runtime.pool.known
+        assert set(known) == {*runtime.facts.adapters, "more-3"} and known["more-3"].pinned
+        assert known["wide"].folder == int8 / "adapters" / "wide"
+
+
+def test_a_librarys_broken_folders_are_left_out_with_one_warning(int8, others, oracle, tmp_path):
+    library = shutil.copytree(others, tmp_path / "library")
     (library / "more-4" / "adaptx.json").write_text("{")
-    with pytest.raises(FolderError, match=r"more-4/adaptx.json can't be read"):
-        opened(int8, library)
+    manifest = json.loads((library / "more-5" / "adaptx.json").read_text())
+    (library / "more-5" / "adaptx.json").write_text(json.dumps({**manifest, "kind": "merged"}))
+    (library / "notes").mkdir()  # no folder of ours
+    with pytest.warns(UserWarning) as caught, opened(int8, library) as runtime:
+        assert len(runtime.pool.known) == 46 - 2
+        assert np.array_equal(runtime.embed(TEXTS[:3], "more-3"), oracle["more-3"])
+        with pytest.raises(OptionError, match="no adapter 'more-4'"):
+            runtime.embed(TEXTS, "more-4")
+    (warning,) = caught
+    assert "no adapter in more-4, more-5, left out: " in str(warning.message)
+    assert "more-4/adaptx.json can't be read as JSON" in str(warning.message)
+    assert warning.filename == __file__
 
 
 class Held:
