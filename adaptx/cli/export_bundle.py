@@ -67,11 +67,16 @@ def export_bundle(
             _say(f"{folder} is taken to belong to {opened.name}; it {labels}")
 
     from adaptx.onnx.bundle import MAX_DROP, checked_dev, chosen_sites, export
+    from adaptx.onnx.gate import probe_ids
+    from adaptx.onnx.ort_adapters import check_adapters
 
     sites = list(opened.sites) if plan.sites else None
     where = chosen_sites(opened, adapters, sites)
+    if plan.ort_adapters:
+        check_adapters(adapters)
     rows = checked_dev(adapters, _dev(plan, adapters))
     cut = _cut(opened, adapters, texts, plan)
+    probe_ids(opened, cut)
     if dry_run:
         size = _megabytes(opened, folders, plan, cut)
         said = f", {sum(map(len, rows.values()))} dev rows" if rows else ""

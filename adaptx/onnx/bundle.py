@@ -81,6 +81,7 @@ def export(
         raise OptionError("bank='fp16' goes with quantize='int8': fp32 is there to be exact.")
     chosen = chosen_sites(encoder, adapters, sites)
     dev = checked_dev(adapters, dev or {})
+    ids = gate.probe_ids(encoder, vocabulary)
     storage.check_output(output, overwrite, "bundle")
     text = encoder.text
     with storage.new_folder(output, overwrite=overwrite, kind="bundle") as made:
@@ -113,24 +114,16 @@ def export(
             vocabulary=_about(vocabulary) if vocabulary else {},
         )
         say("asking torch")
-        probed = gate.probe(encoder, adapters)
-        ids, inside = probed.ids, list(range(len(probed.ids)))
-        if vocabulary:  # what the cut vocabulary lacks can't be asked
-            inside = [i for i in inside if np.isin(ids[i], vocabulary.kept).all()]
-            kept = [[new_id(vocabulary.kept, token) for token in ids[i]] for i in inside]
-            outputs = {name: array[inside] for name, array in probed.outputs.items()}
-            probed = replace(probed, ids=kept, outputs=outputs)
-        if len(probed.ids) < 2:
-            raise OptionError(
-                "The cut vocabulary holds fewer than two of the probe texts, so nothing can be "
-                "proved: give a larger corpus or --margin."
-            )
+        probed = gate.probe(encoder, adapters, ids)
+        if vocabulary:
+            kept = [[new_id(vocabulary.kept, token) for token in row] for row in ids]
+            probed = replace(probed, ids=kept)
         write_probe(made, probed)
         write_bundle(made, facts)
         report: dict[str, Any] = {}
         say("comparing torch merged and the fp32 graph")
         report["merged"] = {
-            adapter.name: gate.merged_difference(encoder, adapter, [ids[i] for i in inside])
+            adapter.name: gate.merged_difference(encoder, adapter, ids)
             for adapter in adapters
             if adapter.sites
         }

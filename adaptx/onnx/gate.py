@@ -16,9 +16,10 @@ import torch
 from adaptx.adapters.adapter import Adapter
 from adaptx.encoder.encoder import Encoder, mean_pool
 from adaptx.encoder.families import model_inputs
-from adaptx.errors import ParityError
+from adaptx.errors import OptionError, ParityError
 from adaptx.evaluation.report import report_of
 from adaptx.onnx.probe_texts import PROBE_TEXTS
+from adaptx.onnx.vocabulary import Cut
 from adaptx.runtime.runtime import Runtime
 from adaptx.runtime.verify import BOUNDS, PLAIN, Probe, compare_vectors, failures, verify
 from adaptx.tasks.base import TOKENS, title
@@ -26,9 +27,24 @@ from adaptx.tasks.base import TOKENS, title
 ROWS = 16  # at once in torch
 
 
-def probe(encoder: Encoder, adapters: Sequence[Adapter]) -> Probe:
-    """The probe texts' token ids, and what torch answers to them."""
+def probe_ids(encoder: Encoder, vocabulary: Cut | None = None) -> list[list[int]]:
+    """The probe texts' token ids: what a cut vocabulary lacks can't be asked.
+
+    Raises OptionError where fewer than two are left.
+    """
     ids = encoder.text.ids([encoder.prefix + text for text in PROBE_TEXTS])
+    if vocabulary is not None:
+        ids = [row for row in ids if np.isin(row, vocabulary.kept).all()]
+    if len(ids) < 2:
+        raise OptionError(
+            "The cut vocabulary holds fewer than two of the probe texts, so nothing can be "
+            "proved: give a larger corpus or --margin."
+        )
+    return ids
+
+
+def probe(encoder: Encoder, adapters: Sequence[Adapter], ids: list[list[int]]) -> Probe:
+    """What torch answers to rows of token ids, with each adapter and without."""
     outputs = {PLAIN: torch_pooled(encoder, None, ids)}
     for adapter in adapters:
         pooled = torch_pooled(encoder, adapter, ids)

@@ -133,7 +133,7 @@ def write_ort_adapters(
     the one in NumPy. Raises ParityError when one doesn't, OptionError for adapters that no bank
     holds, FolderError for a site that this model has no bank for; then nothing is written.
     """
-    _check(adapters)
+    check_adapters(adapters)
     version = model_version(adapters[0].facts.fingerprint)
     with storage.new_folder(folder, overwrite=overwrite, kind=KIND) as made:
         save(for_ort(model, banks), made / MODEL)
@@ -222,7 +222,8 @@ def _rank(banks: Sequence[BankSpec], shapes: Mapping[str, Sequence[int]]) -> int
     return max(1, max(set(ranks), key=ranks.count)) if ranks else 1
 
 
-def _check(adapters: Sequence[Adapter]) -> None:
+def check_adapters(adapters: Sequence[Adapter]) -> None:
+    """Raise OptionError for adapters that no such folder can hold."""
     names = [adapter.name for adapter in adapters]
     if not adapters:
         raise OptionError("There is no adapter to export.")

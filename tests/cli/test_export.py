@@ -169,6 +169,25 @@ def test_a_bad_option_is_refused_before_any_work(three, tmp_path, options, said)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_could_only_fail_in_the_end_is_refused_before_any_work(
+    small, three, tmp_path, capsys, dry
+):
+    tagging = ax.tasks.TokenClassification(("O", "B-PER", "I-PER"))
+    ax.Adapter.new(small, tagging, LoraConfig(r=2, target_modules=["query"]), name="ner").save(
+        tmp_path / "ner"
+    )
+    asked = ["export", three["sw"], tmp_path / "ner", "-o", tmp_path / "out", *FP32, *dry]
+    with pytest.raises(OptionError, match="ner reads every token's state"):
+        adaptx(*asked, "--ort-adapters")
+    poor = tmp_path / "poor.jsonl"
+    poor.write_text("".join(json.dumps({"text": f"{i}"}) + "\n" for i in range(10)))
+    with pytest.raises(OptionError, match="fewer than two of the probe texts"):
+        adaptx(*asked, "--languages", "sw", "--corpus", poor, "--margin", 0)
+    assert "Exporting" not in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ner", "poor.jsonl"]
+
+
 def test_dev_files_go_to_the_adapters_that_have_their_labels(small, three, tmp_path, capsys):
     dev = labelled(tmp_path / "dev.jsonl", small, three["probe"])
     asked = ["export", *three.values(), "-o", tmp_path / "out", *FP32, "--dry-run"]
