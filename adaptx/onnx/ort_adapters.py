@@ -4,7 +4,7 @@
     <name>.onnx_adapter           an adapter, for RunOptions.add_active_adapter
     heads/<name>.onnx             its head: hidden or mean -> logits `[B, L]`
     tokenizer.json
-    adaptx.json                   the manifest: labels, prefix and files of each adapter; the banks
+    adaptx.json                   the manifest: each adapter's task, prefix, files …; the banks
     README.md
 
 A head is a small ONNX model because whoever runs the encoder can run it, in any language; a file
@@ -41,12 +41,23 @@ from adaptx.tasks.base import TOKENS
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
+    from adaptx.tasks import Task
 
 KIND = "ort-adapters"
 ADAPTER, HEADS, README = ".onnx_adapter", "heads", "README.md"
 LOGITS = "logits"
 FORMAT = 1  # what onnxruntime calls the adapter's version; it is ours to count
 CLOSE = 1e-4  # a head's logits here and in NumPy, as a share of the largest
+# An answer in the README's Python, by the task's kind; of the others it is _LABEL.
+_LABEL = 'about["labels"][logits[0].argmax()]'
+_ANSWERS = {
+    "multi-label": (
+        '[label for label, logit in zip(about["labels"], logits[0])'
+        ' if 1 / (1 + np.exp(-logit)) >= about["task"]["threshold"]]'
+    ),
+    "similarity": 'about["task"]["mean"] + about["task"]["scale"] * logits[0, 0]',
+    "retrieval": "vector / np.linalg.norm(vector)",
+}
 _ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "gelu": "Gelu"}
 
 
@@ -337,6 +348,7 @@ def _about(adapter: Adapter, max_length: int) -> dict[str, Any]:
         "adapter": f"{adapter.name}{ADAPTER}" if adapter.sites else None,
         "head": f"{HEADS}/{adapter.name}.onnx" if head else None,
         "output": HIDDEN if cls else MEAN,
+        "task": adapter.task.to_json() if adapter.task is not None else None,
         "labels": list(adapter.task.labels) if adapter.task is not None else [],
         "prefix": adapter.prefix,
         "max_length": min(adapter.max_length or max_length, max_length),
@@ -344,9 +356,21 @@ def _about(adapter: Adapter, max_length: int) -> dict[str, Any]:
     }
 
 
+def _texts(task: Task | None) -> str:
+    """What is encoded for a task, in Python."""
+    two = task is not None and task.two_texts
+    return 'about["prefix"] + "Habari za leo"' + ', "Hujambo"' * two
+
+
+def _answer(task: Task | None) -> str:
+    """A task's answer, in Python."""
+    return "vector" if task is None else _ANSWERS.get(task.kind, _LABEL)
+
+
 def _readme(adapters: Sequence[Adapter], about: Mapping[str, Mapping[str, Any]]) -> str:
     shown = max(adapters, key=lambda a: (bool(a.sites), a.head is not None))
     routed, headed = bool(shown.sites), about[shown.name]["head"] is not None
+    tasks = {a.task.kind if a.task else "null": a.task for a in adapters}
     lines = [
         "import json",
         "from pathlib import Path",
@@ -374,17 +398,17 @@ def _readme(adapters: Sequence[Adapter], about: Mapping[str, Mapping[str, Any]])
         "",
         'tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))',
         'tokenizer.enable_truncation(about["max_length"])',
-        'ids = np.array([tokenizer.encode(about["prefix"] + "Habari za leo").ids], dtype=np.int64)',
+        f"ids = np.array([tokenizer.encode({_texts(shown.task)}).ids], dtype=np.int64)",
         'feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}',
         'states = encoder.run([about["output"]], feeds, options)[0]',
-        *[
-            'logits = head.run(["logits"], {about["output"]: states})[0]',
-            'print(about["labels"][logits[0].argmax()])',
-        ]
-        * headed,
-        *["print(states.shape)"] * (not headed),
+        *['logits = head.run(["logits"], {about["output"]: states})[0]'] * headed,
+        *['vector = states[0, 0] if about["output"] == "hidden" else states[0]'] * (not headed),
+        f"print({_answer(shown.task)})",
     ]
     example = "\n".join(lines)
+    kinds = "\n".join(
+        f"| {kind} | `{_texts(task)}` | `{_answer(task)}` |" for kind, task in tasks.items()
+    )
     return f"""# One encoder, and adapters in onnxruntime's own format
 
 `{adapters[0].facts.encoder}` with {choices(adapter.name for adapter in adapters)}.
@@ -402,8 +426,13 @@ def _readme(adapters: Sequence[Adapter], about: Mapping[str, Mapping[str, Any]])
 | `adaptx.json` | all that an adapter's user must know, and the sha256 of every file |
 
 Of each adapter, `adaptx.json` says its files (null where it has none), the encoder's `output` that
-its head takes, its labels in the order of the logits, the prefix to put before each text, and how
-many tokens it reads at most.
+its head takes, its task, its labels in the order of the logits, the prefix to put before a text, of
+two before the first, and how many tokens it reads at most. What it reads and answers depends on
+its task:
+
+| `about["task"]` | what `encode` takes | the answer |
+|---|---|---|
+{kinds}
 
 An active adapter counts for the whole run: rows of one batch can't have different ones (in a
 bundle they can). Of two that are active at once the first alone counts, without a word, and with

@@ -230,13 +230,14 @@ def test_the_folder_says_all_that_its_user_needs(small, built, written):
     assert [bank["name"] for bank in manifest["banks"]] == [bank.name for bank in built[1]]
     assert manifest["adapters"]["sw"] == {
         "adapter": "sw.onnx_adapter", "head": "heads/sw.onnx", "output": "mean",
+        "task": {"kind": "classification", "labels": list(LABELS), "pooling": "mean"},
         "labels": list(LABELS), "prefix": small.prefix, "max_length": 12, "language": None,
     }  # fmt: skip
     yo, probe, bare = (manifest["adapters"][name] for name in ("yo", "probe", "bare"))
     assert (yo["output"], yo["language"]) == ("hidden", "yo")
     assert yo["max_length"] == small.text.max_length
     assert probe["adapter"] is None and probe["head"] == "heads/probe.onnx"
-    assert bare["head"] is None and bare["labels"] == []
+    assert bare["head"] is None and bare["task"] is None and bare["labels"] == []
 
 
 def said_by_readme(folder):
@@ -254,9 +255,37 @@ def test_the_readmes_example_gives_torchs_label(small, adapters, written):
     assert said_by_readme(written[0]) == answer.label
 
 
-def test_the_readmes_example_of_an_adapter_without_a_head(small, built, adapters, tmp_path):
-    write(small, built, adapters[3:], tmp_path / "ort")
-    assert said_by_readme(tmp_path / "ort") == str((1, small.hidden_size))
+PAIR = ("Habari za leo", "Hujambo")
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "said"),
+    [
+        (ax.tasks.MultiLabel(LABELS, threshold=0.49), PAIR[0], lambda a: str(list(a.labels))),
+        (ax.tasks.PairClassification(LABELS, "cls"), PAIR, lambda a: a.label),
+        (ax.tasks.Similarity(mean=3.0, scale=0.5), PAIR, lambda a: a.score),
+        (ax.tasks.Retrieval(), PAIR[0], lambda a: a),
+        (ax.tasks.Retrieval(pooling="cls"), PAIR[0], lambda a: a),
+        (None, PAIR[0], lambda a: a),
+    ],
+)
+def test_the_readmes_example_answers_as_torch_in_each_kind_of_task(
+    small, built, tmp_path, task, asked, said
+):
+    config = LoraConfig(r=2, init_lora_weights=False, target_modules=["query"])
+    adapter = ax.Adapter.new(small, task, config, name="one", seed=3).eval()
+    if task is not None and task.kind == "multi-label":
+        adapter.head.bias.data = torch.tensor([1.0, -1.0, 0.0])
+    write(small, built, [adapter], tmp_path / "ort")
+    found = said_by_readme(tmp_path / "ort")
+    wanted = said(small.predict([asked], adapter)[0])
+    if isinstance(wanted, str):
+        assert found == wanted and wanted not in ("[]", str(list(LABELS)))
+    else:
+        values = np.array(found.strip("[]").split(), float).squeeze()
+        assert values == pytest.approx(wanted, abs=1e-4)
+    kind = "null" if task is None else task.kind
+    assert f"| {kind} | `about" in (tmp_path / "ort" / "README.md").read_text(encoding="utf-8")
 
 
 def test_our_loader_gives_the_arrays_and_knows_the_encoder(small, built, adapters, written):
