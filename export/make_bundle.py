@@ -96,10 +96,17 @@ def arguments() -> argparse.Namespace:
         "--corpus", action="append", metavar="LANGUAGE=FILE", help="cut the vocabulary; repeat"
     )
     parser.add_argument("--margin", type=int, default=MARGIN, help="pieces beside the corpus's")
-    parser.add_argument("--threads", type=int, default=cores(), help="to time it with")
-    parser.add_argument("--rounds", type=int, default=3, help="of timing")
+    parser.add_argument("--threads", type=positive, default=cores(), help="to time it with")
+    parser.add_argument("--rounds", type=positive, default=3, help="of timing")
     parser.add_argument("--overwrite", action="store_true")
     return parser.parse_args()
+
+
+def positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return number
 
 
 if __name__ == "__main__":

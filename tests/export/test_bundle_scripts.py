@@ -45,6 +45,31 @@ def answers(python, bundle, *options):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def test_who_reads_no_further_ends_the_answers_quietly(made):
+    command = [sys.executable, str(ROOT / "export" / "answer.py"), str(made[1]), "--batch", "1"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        running.stdin.write(TEXTS[0] + "\n")
+        running.stdin.flush()
+        assert json.loads(running.stdout.readline())["text"] == TEXTS[0]
+        running.stdout.close()
+        running.stdin.write("\n".join(TEXTS))
+        running.stdin.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 1
+
+
+@pytest.mark.parametrize("option", ["--threads", "--rounds"])
+def test_a_count_that_cant_be_is_refused_before_the_export(tmp_path, option):
+    command = [sys.executable, str(ROOT / "export" / "make_bundle.py"), "x", option, "0"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "out")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert f"argument {option}: 0 must be at least 1" in done.stderr
+
+
 @pytest.mark.slow
 def test_the_script_answers_lines_by_adapter_and_by_language(small, made):
     adapters, bundle = made

@@ -1,10 +1,13 @@
 """export/: the scripts as a user runs them, and a real server on loopback."""
 
 import json
+import runpy
+import shutil
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import pytest
 from peft import LoraConfig
@@ -38,7 +41,14 @@ def exported(small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(exported):
-    command = [sys.executable, str(ROOT / "export" / "serve_merged.py"), str(exported[1])]
+    with serving(exported[1]) as url:
+        yield url
+
+
+@contextmanager
+def serving(folder):
+    """The address of the server of a folder, which runs meanwhile."""
+    command = [sys.executable, str(ROOT / "export" / "serve_merged.py"), str(folder)]
     process = subprocess.Popen(
         [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -91,6 +101,59 @@ def test_a_body_over_a_megabyte_is_refused(server):
         status = 413
     assert status == 413
     assert post(server, b'{"texts": []}') == (200, [])
+
+
+def test_a_model_that_fails_is_a_status_and_the_server_goes_on(exported, tmp_path):
+    folder = shutil.copytree(exported[1], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": {}}))
+    with serving(folder) as url:
+        for _ in range(2):
+            status, answer = post(url, b'{"texts": ["a"]}')
+            assert status == 500 and "log" in answer["error"]
+        assert post(url, b'{"texts": []}') == (200, [])
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "pairs", "token-classification"])
+def test_a_model_of_another_task_isnt_served(exported, tmp_path, kind):
+    (tmp_path / "adaptx.json").write_text(json.dumps({"task": {"kind": kind}}))
+    command = [sys.executable, str(ROOT / "export" / "serve_merged.py"), str(tmp_path)]
+    done = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, timeout=60)
+    said = f"{tmp_path} is of the task {kind!r}; this server knows classification.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+ROWS = {
+    "multi-label": {"text": "Timu yetu imeshinda", "labels": ["michezo"]},
+    "question-answering": {
+        "id": "1", "question": "Wapi?", "context": "Leo ni Zanzibar", "answers":
+        {"text": ["Zanzibar"], "answer_start": [7]},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (ax.tasks.MultiLabel(("afya", "michezo")), "micro F1 on dev: torch "),
+        (ax.tasks.QuestionAnswering(), "\nF1 on dev: torch "),
+        (ax.tasks.Similarity(), None),
+    ],
+)
+def test_the_script_says_how_other_tasks_agree(small, tmp_path, monkeypatch, capsys, task, said):
+    config = LoraConfig(r=4, init_lora_weights=False, target_modules=["query"])
+    ax.Adapter.new(small, task, config, name="one").save(tmp_path / "one")
+    asked = [str(tmp_path / "one"), str(tmp_path / "model"), "--fp32", "--encoder"]
+    asked += [str(small.folder)]
+    if said is not None:
+        (tmp_path / "dev.jsonl").write_text(json.dumps(ROWS[task.kind]) + "\n")
+        asked += ["--dev", str(tmp_path / "dev.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["merged_int8.py", *asked])
+    runpy.run_path(str(ROOT / "export" / "merged_int8.py"), run_name="imported")["main"]()
+    found = capsys.readouterr().out
+    assert "of the largest output from torch on" in found
+    assert said is None or said in found
+    assert json.loads(found.splitlines()[-1])["ms"].keys() == {"1x16", "8x32", "32x48"}
 
 
 def test_the_server_needs_neither_torch_nor_adaptx():
