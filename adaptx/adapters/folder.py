@@ -34,6 +34,7 @@ CARD = "README.md"
 # Of a Hub repository; no pickle and no code. A whole model has a tokenizer.
 FILES = ("*.json", "*.safetensors", CARD, *hub.TOKENIZER_FILES)
 PREFIX = "base_model.model."
+NONE = "none"  # in a command, for no adapter
 T = TypeVar("T", bound=Any)  # an array or a tensor
 
 
@@ -122,10 +123,10 @@ def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
     except TypeError as error:
         raise FolderError(f"{folder / storage.MANIFEST} isn't whole: {error}.") from None
     for name, kinds in _KINDS.items():
-        if not isinstance(getattr(facts, name), kinds):
-            raise FolderError(
-                f"{folder / storage.MANIFEST}: {name} can't be {getattr(facts, name)!r}."
-            )
+        value = getattr(facts, name)
+        few = name == "max_length" and isinstance(value, int) and value < 1
+        if not isinstance(value, kinds) or isinstance(value, bool) or few or _is_broken(value):
+            raise FolderError(f"{folder / storage.MANIFEST}: {name} can't be {value!r}.")
     if not facts.method.isidentifier():
         raise FolderError(
             f"{folder / storage.MANIFEST}: method {facts.method!r} can't be a method's name."
@@ -139,9 +140,17 @@ def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
 
 def check_name(name: str) -> str:
     """An adapter's name is also a folder's name; raises OptionError for one that can't be."""
-    if not name or name in (".", "..") or any(c in "/\\\0" or ord(c) < 32 for c in name):
+    path = name in ("", ".", "..") or any(c in "/\\\0" or ord(c) < 32 for c in name)
+    if path or _is_broken(name):
         raise OptionError(f"{name!r} can't be an adapter's name: it must be fit for a folder's.")
+    if name == NONE:
+        raise OptionError(f"An adapter can't be called {NONE!r}: that stands for no adapter.")
     return name
+
+
+def _is_broken(value: object) -> bool:
+    """Whether a text is no Unicode: JSON can escape half a surrogate pair."""
+    return isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def folder_name(folder: Path) -> str:
@@ -151,7 +160,7 @@ def folder_name(folder: Path) -> str:
     """
     folder = folder.resolve()
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-        return folder.parent.parent.name.rpartition("--")[2]
+        return check_name(folder.parent.parent.name.rpartition("--")[2])
     return check_name(folder.name)
 
 

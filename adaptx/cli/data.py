@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adaptx.cli.opening import DEFAULT_ENCODER, NONE
+from adaptx.adapters.folder import NONE
+from adaptx.cli.opening import DEFAULT_ENCODER
 from adaptx.cli.options import OtherColumn, Repair, Scheme
 from adaptx.cli.show import print_table
 from adaptx.errors import MissingExtra, OptionError, choices

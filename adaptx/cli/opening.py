@@ -10,6 +10,7 @@ from adaptx import storage
 from adaptx.adapters import folder as layout
 from adaptx.adapters import inspect
 from adaptx.adapters.finding import find_folder
+from adaptx.adapters.folder import NONE
 from adaptx.errors import EncoderNotFound, FolderError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from adaptx.encoder.encoder import Encoder
 
 DEFAULT_ENCODER = "bundled:multilingual-e5-small"
-NONE = "none"
 
 
 def encoder_name(folder: Path) -> str:

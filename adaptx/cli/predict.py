@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adaptx.cli.opening import NONE
+from adaptx.adapters.folder import NONE
 from adaptx.errors import OptionError, choices
 
 if TYPE_CHECKING:

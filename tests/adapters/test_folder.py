@@ -183,9 +183,9 @@ def test_an_existing_folder_is_kept_unless_overwritten(small, adapter, saved):
     assert [path.name for path in saved.parent.iterdir()] == ["sw-topics"]
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "a\nb"])
-def test_a_name_that_is_no_folders_is_refused(small, name):
-    with pytest.raises(OptionError, match="adapter's name"):
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\nb", "a\ud800", "none"])
+def test_a_name_that_cant_be_is_refused(small, name):
+    with pytest.raises(OptionError, match=r"adapter's name|called 'none'"):
         Adapter.new(small, TASK, None, name=name)
 
 

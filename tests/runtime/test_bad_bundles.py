@@ -124,6 +124,12 @@ BAD = {
     "a later schema": ({"schema": 2}, "has schema 2, and this adaptx reads 1"),
     "another kind": ({"kind": "merged"}, "holds a 'merged', not a 'adapter'"),
     "a name that is a path": ({"name": "../x"}, "'../x' can't be an adapter's name"),
+    "a name that is no Unicode": ({"name": "a\ud800"}, r"adaptx.json: name can't be 'a\\ud800'"),
+    "a name for no adapter": ({"name": "none"}, "adaptx.json: An adapter can't be called 'none'"),
+    "a prefix that is no Unicode": ({"prefix": "\udfff"}, r"json: prefix can't be '\\udfff'"),
+    "no tokens": ({"max_length": 0}, "adaptx.json: max_length can't be 0"),
+    "less than no tokens": ({"max_length": -5}, "adaptx.json: max_length can't be -5"),
+    "a limit that is no number": ({"max_length": True}, "adaptx.json: max_length can't be True"),
 }
 
 
