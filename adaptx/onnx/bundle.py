@@ -12,6 +12,7 @@ import onnx
 
 from adaptx import storage
 from adaptx.adapters.adapter import Adapter
+from adaptx.data.large import open_records
 from adaptx.encoder.encoder import Encoder
 from adaptx.encoder.families import is_bert_shaped
 from adaptx.errors import OptionError, SiteError, choices
@@ -55,7 +56,7 @@ def export(
     quantize: str = "int8",
     bank: str | None = None,
     sites: Sequence[str] | None = None,
-    dev: Mapping[str, Sequence[Any]] | None = None,
+    dev: Mapping[str, str | Path | Sequence[Any]] | None = None,
     max_drop: float = MAX_DROP,
     vocabulary: Cut | None = None,
     overwrite: bool = False,
@@ -67,8 +68,8 @@ def export(
     bank        "fp32" or, beside int8, "fp16", of the adapters in memory: half of it
     sites       where adapters may attach: names, or "all"; None: where any of these does. Adapters
                 added later may attach nowhere else
-    dev         labelled rows by an adapter's name: its accuracy may not fall by more than
-                `max_drop` points, surely (the lower end of the paired 95% interval)
+    dev         labelled rows, or a file of them, by an adapter's name: its accuracy may not fall
+                by more than `max_drop` points, surely (the lower end of the paired 95% interval)
     vocabulary  a part of the vocabulary (adaptx.onnx.vocabulary)
     say         called with each step, as it takes minutes where there are many adapters
 
@@ -79,6 +80,9 @@ def export(
     dtype = BANKS[_checked(bank or "fp32", BANKS)]
     if dtype == "float16" and not quantized:
         raise OptionError("bank='fp16' goes with quantize='int8': fp32 is there to be exact.")
+    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)):
+        raise OptionError(f"max_drop={max_drop!r} must be a number of points.")
+    _check_opened(adapters)
     chosen = chosen_sites(encoder, adapters, sites)
     dev = checked_dev(adapters, dev or {})
     ids = gate.probe_ids(encoder, vocabulary)
@@ -171,9 +175,21 @@ def export(
 
 
 def _checked(value: str, allowed: Any) -> str:
-    if value not in allowed:
+    if value not in list(allowed):
         raise OptionError(f"{value!r} is none of {choices(allowed)}.")
     return value
+
+
+def _check_opened(adapters: Any) -> None:
+    """Raise OptionError for what is no list of adapters."""
+    if not isinstance(adapters, (list, tuple)):
+        raise OptionError(f"adapters must be a list of them, not a {type(adapters).__name__}.")
+    for one in adapters:
+        if not isinstance(one, Adapter):
+            raise OptionError(
+                f"{one!r} is a {type(one).__name__}, not an adapter: open its folder first, with "
+                f"ax.Adapter.load(folder, encoder)."
+            )
 
 
 def chosen_sites(
@@ -212,20 +228,28 @@ def chosen_sites(
 
 
 def checked_dev(
-    adapters: Sequence[Adapter], dev: Mapping[str, Sequence[Any]]
-) -> Mapping[str, Sequence[Any]]:
-    """`dev`, after every adapter that it names has been checked to have those labels."""
+    adapters: Sequence[Adapter], dev: Mapping[str, str | Path | Sequence[Any]]
+) -> dict[str, Sequence[Any]]:
+    """The rows of `dev`, after every adapter that it names has been checked to have those labels.
+
+    A file's are read, as the adapter's task reads them.
+    """
+    if not isinstance(dev, Mapping):
+        raise OptionError("dev must say whose rows they are, as in dev={name: rows}.")
     by_name = {adapter.name: adapter for adapter in adapters}
-    for name, rows in dev.items():
+    found = {}
+    for name, given in dev.items():
         if name not in by_name:
             raise OptionError(f"dev names no adapter {name!r}; there is {choices(by_name)}.")
         task = by_name[name].task
         if task is None:
             raise OptionError(f"Adapter {name!r} has no task: there is nothing to score on dev.")
+        rows = open_records(given, task.kind) if isinstance(given, (str, Path)) else given
         if not rows:
             raise OptionError(f"dev has no rows for adapter {name!r}.")
         task.check(rows)
-    return dev
+        found[name] = rows
+    return found
 
 
 def _about(vocabulary: Cut) -> dict[str, Any]:

@@ -30,9 +30,9 @@ def parse_limit(limit: int | str | None) -> tuple[int | None, int | None]:
     if limit is None:
         return None, None
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(KB|MB|GB)", str(limit).strip().upper())
-    if match:
-        return None, int(float(match[1]) * _UNITS[match[2]])
-    if not str(limit).isdigit() or int(limit) < 1:
+    if match and (size := int(float(match[1]) * _UNITS[match[2]])):
+        return None, size
+    if not str(limit).isdecimal() or int(limit) < 1:
         raise OptionError(
             f"max_resident={limit!r} must be a number of adapters, at least 1, or a size such as "
             f"512MB."

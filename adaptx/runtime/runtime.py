@@ -9,7 +9,7 @@ Every method may be called from any thread at any time. H hidden width.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -39,7 +39,7 @@ from adaptx.runtime.layout import (
     read_bundle,
 )
 from adaptx.runtime.loading import load
-from adaptx.runtime.pool import Counts, Known, Pool, Resident
+from adaptx.runtime.pool import Counts, Known, Pool, Resident, parse_limit
 from adaptx.runtime.reading import plain_ids, refuse_cut, windows_of
 from adaptx.runtime.saturation import Check
 from adaptx.runtime.sessions import Graphs, Sessions
@@ -102,6 +102,9 @@ class Runtime:
         for name, value in (("threads", threads), ("slots", slots)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
+        if isinstance(pin, str):
+            raise OptionError(f"pin={pin!r} must be a list of names, as in pin=[{pin!r}].")
+        parse_limit(max_resident)
         folder = Path(folder).absolute()  # a later chdir changes nothing
         facts, listed = read_bundle(folder)
         sessions = Sessions(Graphs(folder), facts.hidden_size, threads or cores(), arena)
@@ -172,8 +175,7 @@ class Runtime:
         loses its end and its answer says how much, or is refused with `too_long="refuse"`.
         Raises OptionError for a name that there isn't, and for what is no text.
         """
-        if isinstance(texts, str):
-            raise OptionError("texts must be a list of texts, not one text.")
+        _check_call(texts, max_length)
         if too_long not in TOO_LONG:
             raise OptionError(f"too_long={too_long!r} is none of {choices(TOO_LONG)}.")
         names = self._names(len(texts), adapter, language)
@@ -221,8 +223,7 @@ class Runtime:
         max_length: int | None = None,
     ) -> np.ndarray:
         """The pooled state of each text, fp32 `[texts, H]`; heads are left out."""
-        if isinstance(texts, str):
-            raise OptionError("texts must be a list of texts, not one text.")
+        _check_call(texts, max_length)
         check_texts(texts)
         names = self._names(len(texts), adapter, None)
         with self.pool.lease([name for name in names if name is not None]) as held:
@@ -345,6 +346,18 @@ class Runtime:
             f"There is no adapter for the language {language!r}; there is "
             f"{choices(there) or 'none'}."
         )
+
+
+def _check_call(texts: Any, max_length: Any) -> None:
+    """Raise OptionError for texts that are no list, and a limit that is no number of tokens."""
+    if isinstance(texts, (str, bytes)):
+        raise OptionError("texts must be a list of texts, not one text.")
+    listed = hasattr(texts, "__len__") and hasattr(texts, "__getitem__")
+    if not listed or isinstance(texts, Mapping):
+        raise OptionError(f"texts must be a list of texts, not a {type(texts).__name__}.")
+    whole = isinstance(max_length, (int, np.integer)) and not isinstance(max_length, bool)
+    if max_length is not None and not whole:
+        raise OptionError(f"max_length={max_length!r} must be a whole number of tokens.")
 
 
 def _know_library(pool: Pool, library: Path, own: Collection[str], pin: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from adaptx.errors import (
     ParityError,
     SiteError,
 )
+from adaptx.onnx.bundle import checked_dev
 from adaptx.onnx.gate import check_drop
 from adaptx.onnx.probe_texts import PROBE_TEXTS
 from adaptx.onnx.vocabulary import cut
@@ -152,7 +153,11 @@ def refused(encoder, adapters, tmp_path, error, said, **options):
         ({"sites": "every"}, SiteError, "no site every; there is encoder.layer.0.*'all'"),
         ({"sites": [SITE]}, SiteError, "sites leaves out encoder.layer.0.attention.self.query"),
         ({"dev": {"three": []}}, OptionError, "no adapter 'three'; there is one, two"),
+        ({"bank": ["fp16"]}, OptionError, "'fp16'.* is none of fp32, fp16"),
         ({"dev": {"one": []}}, OptionError, "no rows for adapter 'one'"),
+        ({"dev": {"one": "nowhere.tsv"}}, DataError, "nowhere.tsv: there is no such file"),
+        ({"dev": "dev.tsv"}, OptionError, "dev must say whose rows"),
+        ({"max_drop": "1"}, OptionError, "max_drop='1' must be a number"),
         ({"dev": {"one": [Example("x", "uchumi")]}}, DataError, "unknown label 'uchumi'; allowed"),
     ],
 )
@@ -175,6 +180,24 @@ def test_adapters_that_cant_be_exported_are_refused_before_any_work(encoder, ada
     bare = acting(encoder, "bare", 9)
     rows = {"bare": [Example("x", "afya")]}
     refused(encoder, [bare], tmp_path, OptionError, "'bare' has no task", dev=rows)
+
+
+@pytest.mark.parametrize("given", ["adapters/one", None, "alone"])
+def test_what_is_no_list_of_adapters_is_refused(encoder, adapters, tmp_path, given):
+    given = adapters[0] if given == "alone" else given
+    kind = type(given).__name__
+    refused(encoder, given, tmp_path, OptionError, f"must be a list of them, not a {kind}")
+    if given is not adapters[0]:
+        said = rf"is a {kind}, not an adapter: open its folder first, with ax\.Adapter\.load"
+        refused(encoder, [adapters[0], given], tmp_path, OptionError, said)
+
+
+def test_dev_may_be_a_file(encoder, adapters, dev, tmp_path):
+    lines = [json.dumps({"text": row.text, "label": row.label}) for row in dev["one"]]
+    (tmp_path / "dev.jsonl").write_text("\n".join(lines))
+    found = checked_dev(adapters, {"one": tmp_path / "dev.jsonl", "two": dev["two"]})
+    assert [(r.text, r.label) for r in found["one"]] == [(r.text, r.label) for r in dev["one"]]
+    assert found["two"] == dev["two"]
 
 
 def test_another_encoders_adapter_is_refused_before_any_work(adapters, tmp_path_factory, tmp_path):

@@ -54,7 +54,9 @@ def test_a_limit_is_a_count_or_a_size(limit, found):
     assert parse_limit(limit) == found
 
 
-@pytest.mark.parametrize("limit", [0, -1, "0", "x", "MB", "1TB", "1.5", "", 2.5])
+@pytest.mark.parametrize(
+    "limit", [0, -1, "0", "x", "MB", "1TB", "1.5", "", 2.5, "²", "0MB", "0.0001KB"]
+)
 def test_another_limit_is_refused(limit):
     with pytest.raises(OptionError, match="max_resident"):
         parse_limit(limit)
