@@ -13,8 +13,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stopping:
     """A context manager: inside, the first such signal is kept in `signal`.
 
-    A second one ends the process as if nothing were here. Where nothing can be installed (another
-    thread than the main one), or `on` is off, signals do what they did.
+    A SIGTERM after it changes nothing: a launcher sends one to its processes, and what stopped the
+    launcher may have done so too. A SIGINT after it ends the process as if nothing were here. Where
+    nothing can be installed (another thread than the main one), or `on` is off, signals do what
+    they did.
     """
 
     def __init__(self, on: bool):
@@ -28,8 +30,11 @@ class Stopping:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        if self.signal is None:
+            self.signal = number
+        elif number == signal.SIGINT:
+            self._restore()
+            signal.raise_signal(number)
 
     def __exit__(self, *_: object) -> None:
         self._restore()

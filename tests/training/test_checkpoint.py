@@ -20,6 +20,7 @@ from adaptx.training.checkpoint import newest_checkpoint, write_checkpoint
 from adaptx.training.plan import Plan
 from adaptx.training.resuming import Resuming
 from adaptx.training.runs import read_log, read_run
+from adaptx.training.stopping import Stopping
 from tests.conftest import SAMPLE
 from tests.training.test_scaling import ranks
 from tests.training.test_train import LORA, fit
@@ -37,13 +38,13 @@ def same(one, two):
     return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
-def interrupt(encoder, run, at, config=LORA, number=signal.SIGTERM, **options):
-    """Train until the signal comes in optimizer step `at`."""
+def interrupt(encoder, run, at, config=LORA, number=signal.SIGTERM, times=1, **options):
+    """Train until the signal comes in optimizer step `at`, so many times."""
 
     def steps(self, epoch):
         for step in original(self, epoch):
             begun.append(step)
-            if len(begun) == at:
+            for _ in range(times if len(begun) == at else 0):
                 os.kill(os.getpid(), number)
             yield step
 
@@ -91,6 +92,22 @@ def test_any_step_may_be_the_last_one(small, tmp_path, at):
     interrupt(small, tmp_path / "cut", at, number=signal.SIGINT)
     cut = fit(small, run=tmp_path / "cut", resume=True, **OPTIONS)
     assert same(weights(cut), weights(whole))
+
+
+def test_sigterms_after_the_first_one_leave_the_checkpoint_its_time(small, tmp_path):
+    """A launcher passes its own on, and each process may get it twice."""
+    interrupt(small, tmp_path / "cut", 15, times=3)
+    assert read_run(tmp_path / "cut").state == "interrupted"
+    assert newest_checkpoint(tmp_path / "cut").step == 15
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_sigint_after_a_signal_ends_the_process(first):
+    with Stopping(True) as stopping:
+        os.kill(os.getpid(), first)
+        assert stopping.signal == first
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_run_that_isnt_there_begins(small, tmp_path):
