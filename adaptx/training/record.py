@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +78,12 @@ class Job:
         total = total + own_model.regularization(self.adapter.model) * len(some)
         return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
 
-    def dev_scores(self, model: nn.Module) -> dict[str, float]:
-        """Loss and scores on dev (see adaptx.training.scoring)."""
+    def dev_scores(
+        self, model: nn.Module, between: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Loss and scores on dev; `between` is called before each batch (see scoring)."""
         model.eval()
-        return dev_scores(self, model)
+        return dev_scores(self, model, between)
 
     def on_device(self, array: np.ndarray) -> Tensor:
         """An array where the training's process computes."""

@@ -34,11 +34,13 @@ def end_epoch(
     step: int,
     losses: Sequence[float],
     started: float,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], bool, bool]:
     """Score and log an epoch that ended after optimizer step `step`.
 
     Its entry, whether it is the best so far, and whether patience is at its end. Raises
-    TrainingDiverged. `model` as in `Job.dev_scores`; `started` is a time.perf_counter().
+    TrainingDiverged. `model` and `between` as in `Job.dev_scores`; `started` is a
+    time.perf_counter().
     """
     entry: dict[str, Any] = {
         "epoch": epoch,
@@ -51,7 +53,7 @@ def end_epoch(
         raise kept.diverged("a weight isn't finite after it", step, epoch)
     with average.applied():
         if len(job.dev):
-            entry |= job.dev_scores(model)
+            entry |= job.dev_scores(model, between)
         sound = math.isfinite(entry.get("dev_loss", 0.0))
         best = sound and kept.offer(entry)
     if not sound:
@@ -62,10 +64,15 @@ def end_epoch(
 
 
 @torch.no_grad()
-def dev_scores(job: Job, model: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
+def dev_scores(
+    job: Job,
+    model: Callable[[Tensor, Tensor], Tensor],
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """Loss and scores on dev; the processes share the rows and all get the answer.
 
-    `model` gives outputs `[B, L]`, or `[B, S, L]`, for ids and mask int64 `[B, S]`.
+    `model` gives outputs `[B, L]`, or `[B, S, L]`, for ids and mask int64 `[B, S]`. `between` is
+    called before each batch, as often by each process; what it raises ends the scoring.
     """
     from accelerate.utils import gather_object
 
@@ -80,6 +87,7 @@ def dev_scores(job: Job, model: Callable[[Tensor, Tensor], Tensor]) -> dict[str,
     rows_at_once = 2 * max(1, job.options.batch_size // parts)
     found: list[tuple[int, float, float, list[np.ndarray]]] = []
     for start in range(0, share, rows_at_once):
+        between()
         rows = mine[start : start + rows_at_once]
         batch, targets, _ = dev.batch(rows)
         outputs = model(job.on_device(batch.input_ids), job.on_device(batch.attention_mask))

@@ -5,7 +5,7 @@ Dimensions: B windows of a batch, S tokens, H hidden width, L outputs of a head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -120,7 +120,9 @@ class MixedJob(Job):
             total = total + losses.sum() * self.weights[place]
         return (total, int(batch.attention_mask.sum())) if len(rows) else (total * 0.0, 0)
 
-    def dev_scores(self, model: nn.Module) -> dict[str, float]:
+    def dev_scores(
+        self, model: nn.Module, between: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         """Each task's scores, "<task>.<metric>", the means over its languages, each of which has
         its own, "<task>.<language>.<metric>"; the mean of the first metrics, MEAN, of those tasks
         that answer; and the mean of their losses, by their weights.
@@ -130,7 +132,8 @@ class MixedJob(Job):
         by_task: dict[str, list[tuple[Job, dict[str, float], float]]] = {}
         for place, (member, name) in enumerate(zip(self.members, self.names, strict=True)):
             if len(member.dev):
-                scores = dev_scores(member, partial(_alone, model, self.train.heads[place]))
+                alone = partial(_alone, model, self.train.heads[place])
+                scores = dev_scores(member, alone, between)
                 by_task.setdefault(name[0], []).append((member, scores, self.weights[place]))
                 entry |= {".".join((*name, metric)): value for metric, value in scores.items()}
         firsts, losses, weights = [], [], []

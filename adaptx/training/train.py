@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -252,26 +253,44 @@ def _loop(
                 display.step(epoch, loss_value)
                 if due or any(signals):
                     resuming.save(at)
-                if run is not None and any(signals):
-                    raise TrainingInterrupted(SIGNALS[int(signals[0] == 0)], at.step, run)
-            # Not by DDP, which waits for processes that have no rows.
-            entry, best, tired = end_epoch(
-                job,
-                accelerator.unwrap_model(model),
-                kept,
-                average,
-                log,
-                epoch=epoch,
-                step=at.step,
-                losses=at.losses,
-                started=started,
-            )
+                _stop(signals, at, run)
+            try:  # not by DDP, which waits for processes that have no rows
+                entry, best, tired = end_epoch(
+                    job,
+                    accelerator.unwrap_model(model),
+                    kept,
+                    average,
+                    log,
+                    epoch=epoch,
+                    step=at.step,
+                    losses=at.losses,
+                    started=started,
+                    between=partial(_stop_where_asked, accelerator, stopping, at, run),
+                )
+            except TrainingInterrupted:  # as it was before: resumed, it scores the epoch anew
+                resuming.save(at)
+                raise
             display.epoch(entry, best)
             at = Progress(at.step, epoch + 1)
             if tired:
                 display.say(f"No better dev {options.metric} for {options.patience} epochs: done.")
                 break
     kept.restore()
+
+
+def _stop_where_asked(
+    accelerator: Accelerator, stopping: Stopping, at: Progress, run: Path | None
+) -> None:
+    """Raise TrainingInterrupted where a process has got a signal; every process calls it."""
+    if run is not None:
+        asked = torch.tensor([float(stopping.signal == s) for s in SIGNALS])
+        _stop(accelerator.reduce(asked.to(accelerator.device), "sum").tolist(), at, run)
+
+
+def _stop(signals: Sequence[float], at: Progress, run: Path | None) -> None:
+    """Raise TrainingInterrupted where processes have got signals, so many of each of SIGNALS."""
+    if run is not None and any(signals):
+        raise TrainingInterrupted(SIGNALS[int(signals[0] == 0)], at.step, run)
 
 
 def _probe(job: Job) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from peft import LoraConfig
 import adaptx as ax
 from adaptx.adapters.own_model import Full
 from adaptx.errors import FolderError, OptionError, TrainingDiverged, TrainingInterrupted
+from adaptx.training import scoring
 from adaptx.training.checkpoint import newest_checkpoint, write_checkpoint
 from adaptx.training.plan import Plan
 from adaptx.training.resuming import Resuming
@@ -108,6 +109,27 @@ def test_a_sigint_after_a_signal_ends_the_process(first):
         assert stopping.signal == first
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_in_an_evaluation_waits_for_a_batch_alone(small, tmp_path, monkeypatch):
+    """The epoch isn't scored; when the run goes on, it is."""
+
+    def unpadded(*given):
+        scored.append(given)
+        if len(scored) == 5:  # the first of the third epoch's two batches
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given)
+
+    scored, original = [], scoring.unpadded
+    whole = fit(small, **OPTIONS)
+    with monkeypatch.context() as patch, pytest.raises(TrainingInterrupted, match="step 33"):
+        patch.setattr(scoring, "unpadded", unpadded)
+        fit(small, run=tmp_path / "cut", **OPTIONS)
+    assert len(scored) == 5
+    assert [e["epoch"] for e in read_log(read_run(tmp_path / "cut"), "epoch")] == [1, 2]
+    cut = fit(small, run=tmp_path / "cut", resume=True, **OPTIONS)
+    assert same(weights(cut), weights(whole))
+    assert [e["epoch"] for e in read_log(read_run(tmp_path / "cut"), "epoch")] == [1, 2, 3]
 
 
 def test_a_run_that_isnt_there_begins(small, tmp_path):
