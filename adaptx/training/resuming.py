@@ -64,21 +64,34 @@ class Resuming:
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint. Every process calls it, between two steps."""
-        from accelerate.utils import gather_object
-
         if self.run is None:
             return
+        tensors = {
+            **_named("weights", self.job.adapter.weights()),
+            **_named("average", _numbered(self.average.averages)),
+        }
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= _named(f"optimizer.{i}", state)
+        self._write(progress, tensors)
+
+    def finish(self, step: int) -> None:
+        """Write the last checkpoint, from which the best epoch comes back without a step. Every
+        process calls it, after the last epoch.
+        """
+        if self.run is not None:
+            self._write(Progress(step, self.job.options.epochs + 1), {})
+
+    def _write(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        from accelerate.utils import gather_object
+
         accelerator = self.job.accelerator
         random = gather_object([_random_state(accelerator.device)])
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and self.run is not None:
             tensors = {
-                **_named("weights", self.job.adapter.weights()),
+                **tensors,
                 **_named("best", self.kept.weights),
-                **_named("average", _numbered(self.average.averages)),
                 **{f"random.{i}.{k}": v for i, s in enumerate(random) for k, v in s.items()},
             }
-            for i, state in self.optimizer.state_dict()["state"].items():
-                tensors |= _named(f"optimizer.{i}", state)
             scaler = accelerator.scaler
             state = {
                 "about": identity(self.job),

@@ -275,6 +275,7 @@ def _loop(
             if tired:
                 display.say(f"No better dev {options.metric} for {options.patience} epochs: done.")
                 break
+        resuming.finish(at.step)
     kept.restore()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,33 @@ def test_a_signal_in_an_evaluation_waits_for_a_batch_alone(small, tmp_path, monk
     cut = fit(small, run=tmp_path / "cut", resume=True, **OPTIONS)
     assert same(weights(cut), weights(whole))
     assert [e["epoch"] for e in read_log(read_run(tmp_path / "cut"), "epoch")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("options", [{}, {"patience": 1, "lr": 0.1, "epochs": 30}])
+def test_a_finished_run_gives_its_adapter_without_a_step(small, tmp_path, monkeypatch, options):
+    """As after a disk that had no room for the adapter."""
+    whole = fit(small, run=tmp_path / "done", **(OPTIONS | options))
+    log = (tmp_path / "done" / "log.jsonl").read_text().splitlines()
+    assert len(whole.facts.training["history"]) < 30
+    monkeypatch.setattr(Plan, "steps", lambda self, epoch: pytest.fail("a step"))
+    again = fit(small, run=tmp_path / "done", resume=True, **(OPTIONS | options))
+    assert same(weights(again), weights(whole))
+    assert again.facts.training["history"] == whole.facts.training["history"]
+    assert again.facts.training["best"] == whole.facts.training["best"]
+    assert (tmp_path / "done" / "log.jsonl").read_text().splitlines() == log
+
+
+def test_a_run_without_room_for_its_last_checkpoint_isnt_done(small, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 10, before[1]))
+    try:
+        with pytest.raises(FolderError, match="is the disk full"):
+            fit(small, run=tmp_path / "run", epochs=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    assert read_run(tmp_path / "run").state == "failed"
 
 
 def test_a_run_that_isnt_there_begins(small, tmp_path):
