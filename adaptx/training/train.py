@@ -171,14 +171,17 @@ def in_steps(
     """
     accelerator, adapter = job.accelerator, job.adapter
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    with (
-        held(job.encoder, accelerator, dtype if adapter.sites and fast else None) as working,
-        working.checkpointing(adapter.model) if checkpointing else nullcontext(),
-    ):
-        routed = Routed(working, adapter, fast=fast, dtype=dtype)
-        _loop(replace(job, encoder=working), log, routed, run, checkpoint_every, found)
-    for held_by in (accelerator._models, accelerator._optimizers):
-        del held_by[-1:]  # else an accelerator of the caller's would keep each training's
+    prepared = [(its, len(its)) for its in (accelerator._models, accelerator._optimizers)]
+    try:
+        with (
+            held(job.encoder, accelerator, dtype if adapter.sites and fast else None) as working,
+            working.checkpointing(adapter.model) if checkpointing else nullcontext(),
+        ):
+            routed = Routed(working, adapter, fast=fast, dtype=dtype)
+            _loop(replace(job, encoder=working), log, routed, run, checkpoint_every, found)
+    finally:  # else an accelerator of the caller's would keep each training's
+        for its, before in prepared:
+            del its[before:]
 
 
 def _loop(

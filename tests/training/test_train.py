@@ -252,7 +252,10 @@ def test_an_accelerator_of_ones_own_keeps_nothing_of_a_training(small):
     accelerator = Accelerator()
     for _ in range(2):
         fit(small, accelerator=accelerator)
-    assert (accelerator._models, accelerator._optimizers) == ([], [])
+    model = accelerator.prepare(torch.nn.Linear(2, 2))
+    with pytest.raises(TrainingDiverged):
+        fit(small, accelerator=accelerator, task=Exploding())
+    assert (accelerator._models, accelerator._optimizers) == ([model], [])
 
 
 def test_settings_say_what_they_are():
