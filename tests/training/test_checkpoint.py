@@ -221,9 +221,41 @@ def test_a_damaged_checkpoint_is_passed_over(small, cut_run, tmp_path, damage):
     run = shutil.copytree(cut_run, tmp_path / "cut")
     damage(run / "checkpoints" / "step-00000015")
     (run / "checkpoints" / "step-99999999x").mkdir()  # somebody else's
-    with pytest.warns(UserWarning, match="step-00000015 is no whole checkpoint"):
+    used = "step-00000014 is used.*step-00000015 is no whole checkpoint"
+    with pytest.warns(UserWarning, match=used):
         resumed = fit(small, run=run, resume=True, **OPTIONS)
     assert same(weights(resumed), weights(fit(small, **OPTIONS)))
+
+
+def test_a_run_without_a_whole_checkpoint_says_how_to_begin_anew(small, cut_run, tmp_path):
+    run = shutil.copytree(cut_run, tmp_path / "cut")
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "tensors.safetensors").write_bytes(b"x")
+    with pytest.raises(FolderError, match=r"No checkpoint .*begin .* anew, delete .*checkpoints"):
+        fit(small, run=run, resume=True, **OPTIONS)
+    assert [e["step"] for e in read_log(read_run(run), "step")][-1] == 15
+    shutil.rmtree(run / "checkpoints")
+    begun = fit(small, run=run, resume=True, **(OPTIONS | {"epochs": 1}))
+    assert len(begun.facts.training["history"]) == 1
+
+
+def test_what_isnt_a_checkpoint_is_moved_out_of_ones_place(tmp_path):
+    foreign = [tmp_path / "checkpoints" / f"step-{step:08d}" for step in (2, 5)]
+    for folder in foreign:
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").write_text("mine")
+    assert newest_checkpoint(tmp_path) is None
+    for step in (3, 4):
+        write_checkpoint(tmp_path, step, {}, {"x": torch.zeros(1)})
+    with pytest.warns(UserWarning, match=r"step-00000005 was moved to step-00000005.aside-1"):
+        write_checkpoint(tmp_path, 5, {}, {"x": torch.zeros(1)})
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [
+        "step-00000002", "step-00000004", "step-00000005", "step-00000005.aside-1",
+    ]  # fmt: skip
+    assert (foreign[0] / "notes.txt").read_text() == "mine"
+    assert (foreign[1].with_name(names[3]) / "notes.txt").read_text() == "mine"
+    assert newest_checkpoint(tmp_path).step == 5
 
 
 def test_older_ones_go_only_after_a_newer_is_whole(tmp_path, monkeypatch):
