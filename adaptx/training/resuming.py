@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adaptx import storage
 from adaptx.adapters import own_model
-from adaptx.errors import OptionError
+from adaptx.errors import FolderError, OptionError, choices
 from adaptx.training.average import Average
 from adaptx.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
 from adaptx.training.record import Job, Kept
-from adaptx.training.rows import EncodedRows, MixedRows, Rows
+from adaptx.training.rows import EncodedRows, IndexedRows, MixedRows, Rows
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -135,9 +137,10 @@ class Resuming:
 def find_checkpoint(job: Job, run: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a run, which must be of just this training.
 
-    Raises OptionError for other data, another encoder, other settings: what differs.
+    Every process calls it. Raises OptionError for other data, another encoder, other settings, with
+    what differs, and where the processes don't find the same; FolderError where none is whole.
     """
-    found = newest_checkpoint(run)
+    found = _newest_of_all(run)
     if found is None:
         return None
     if own_model.allocates(job.adapter.model):
@@ -155,6 +158,29 @@ def find_checkpoint(job: Job, run: Path) -> Checkpoint | None:
         raise OptionError(
             f"{found.folder} is of another training: {'; '.join(differing)}. Resume with what it "
             f"was begun with, or choose another run's folder."
+        )
+    return found
+
+
+def _newest_of_all(run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, which every process must have found."""
+    from accelerate.utils import gather_object
+
+    found, damaged = None, None
+    try:
+        found = newest_checkpoint(run)
+    except FolderError as error:
+        damaged = error
+    seen = storage.sha256(found.folder / storage.MANIFEST) if found else str(damaged)
+    everywhere = gather_object([(found.step if found else 0, seen)])
+    if damaged is not None:
+        raise damaged
+    if len(set(everywhere)) > 1:
+        steps = choices(step or "none" for step, _ in everywhere)
+        raise OptionError(
+            f"The processes find different checkpoints in {run.absolute()} (after step: {steps}). "
+            f"The run's folder must be one that all machines share: put --run on a shared disk, or "
+            f"copy the folder to each machine."
         )
     return found
 
@@ -183,8 +209,9 @@ def identity(job: Job) -> dict[str, Any]:
 def _digest(rows: Rows) -> str:
     if isinstance(rows, MixedRows):
         return "; ".join(map(_digest, rows.each))
-    if not isinstance(rows, EncodedRows):
-        return f"{len(rows)} rows"  # larger than memory: not read for this
+    if isinstance(rows, IndexedRows):
+        return f"{len(rows)} rows, {rows.examples.digest(rows.adapter.prefix)[:12]}"
+    assert isinstance(rows, EncodedRows)
     digest = hashlib.sha256()
     for target in rows.targets:
         digest.update(np.asarray(target).tobytes())
@@ -204,7 +231,13 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
 
 def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" not in state:
+        warnings.warn(
+            "The run was begun without a GPU: on this one, dropout begins anew, and the weights "
+            "won't be those of a training that wasn't cut off.",
+            stacklevel=2,
+        )
+    elif device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
 
 

@@ -67,6 +67,8 @@ def main(encoder_folder, data, options, meeting=None):
     options = {"epochs": 2, "batch_size": 9, "lr": 3e-3, "dev": f"{data}/dev.jsonl"} | options
     lora = LoraConfig(r=4, target_modules=options.pop("sites", "all-linear"))
     config = {"lora": lora, "probe": None, "full": ax.Full()}[options.pop("method", "lora")]
+    if "run" in options:  # RANK in it is the process's own
+        options["run"] = options["run"].replace("RANK", os.environ.get("RANK", "0"))
     rows, together = options.pop("rows", None), options.pop("together", False)
     last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
     if (step := options.pop("signal_at", None)) and last:

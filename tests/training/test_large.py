@@ -63,6 +63,21 @@ def test_a_bad_row_is_named_when_its_turn_comes(small, path):
         fit(small, path)
 
 
+def test_another_file_of_as_many_rows_isnt_gone_on_with(small, path, tmp_path):
+    options = {"run": tmp_path / "run", "resume": True}
+    trained = fit(small, path, **options)
+    again = fit(small, path, **options)
+    assert losses(again) == losses(trained)
+    text = path.read_text()
+    path.write_text(text.replace("dawa damu timu", "timu damu dawa"))
+    with pytest.raises(OptionError, match=r"training data was '40 rows, .*and is '40 rows, "):
+        fit(small, path, **options)
+    path.write_text(text)
+    columns = {"text_column": "label", "label_column": "label"}
+    with pytest.raises(OptionError, match="the training data was '40 rows"):
+        fit(small, path, **options, **columns)
+
+
 def test_a_probe_needs_all_rows_at_once(small, path):
     with pytest.raises(OptionError, match="larger than memory"):
         fit(small, path, config=None)
