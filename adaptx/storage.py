@@ -122,11 +122,11 @@ def new_folder(
     try:
         yield made
         for path in [*made.rglob("*"), made]:
-            _fsync(path)
+            fsync(path)
         if folder.exists():
             folder.rename(old)
         made.rename(folder)
-        _fsync(folder.parent)
+        fsync(folder.parent)
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_ROOM:
             raise
@@ -140,7 +140,8 @@ def new_folder(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have a file, or a folder's names, on the disk when this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

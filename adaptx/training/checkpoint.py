@@ -23,8 +23,9 @@ from torch import Tensor
 
 from adaptx import storage
 from adaptx.errors import FolderError, OptionError, OutputExists
+from adaptx.training.runs import CHECKPOINTS
 
-FOLDER, TENSORS = "checkpoints", "tensors.safetensors"
+TENSORS = "tensors.safetensors"
 KEPT = 2  # should the newest be damaged later on, there is one before it
 
 
@@ -53,7 +54,7 @@ def write_checkpoint(
     """
     from safetensors.torch import save_file
 
-    folder = run / FOLDER / f"step-{step:08d}"
+    folder = run / CHECKPOINTS / f"step-{step:08d}"
     _make_way(folder)
     # Tensors that share memory, as tied weights do, are written once each.
     plain = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
@@ -92,7 +93,7 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
     if damaged:
         raise FolderError(
             f"No checkpoint of the run is whole. {' '.join(damaged)} To begin the training anew, "
-            f"delete {run / FOLDER}, or choose another run's folder."
+            f"delete {run / CHECKPOINTS}, or choose another run's folder."
         )
     return None
 
@@ -123,7 +124,7 @@ def _found(run: Path) -> list[Path]:
     """The checkpoints' folders, oldest first."""
     named = [
         path
-        for path in (run / FOLDER).glob("step-*")
+        for path in (run / CHECKPOINTS).glob("step-*")
         if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()
     ]
     return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))

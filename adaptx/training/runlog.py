@@ -27,12 +27,23 @@ from adaptx.errors import (
     TrainingInterrupted,
     choices,
 )
-from adaptx.training.runs import FACTS, LOCK, LOG, Run, now, read_log, read_run, write_run
+from adaptx.training.runs import (
+    CHECKPOINTS,
+    FACTS,
+    LOCK,
+    LOG,
+    Run,
+    now,
+    read_run,
+    whole_entries,
+    write_run,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PACKAGES = ("adaptx", "torch", "transformers", "peft", "accelerate")
+LINES = ("kind", "step", "best")  # of an epoch's line in the log, beside its entry
 NOT_DEVS = ("epoch", "loss", "seconds", "strength")  # an epoch's entries that no dev set gave
 UNSAID = ("peft_version", "megatron_core")  # in every configuration, and of no meaning here
 
@@ -68,7 +79,8 @@ def check_run(
             )
     if resume and run is None:
         raise OptionError("Which run is to be resumed? Give its folder, run='runs/NAME'.")
-    if resume and run is not None and (Path(run) / FACTS).is_file():
+    # What a killed run may have left: the lock comes first, and run.json is made anew.
+    if resume and run and any((Path(run) / name).exists() for name in (FACTS, LOCK, CHECKPOINTS)):
         return Path(run)
     return None if run is None else storage.check_output(run, overwrite=False)
 
@@ -121,7 +133,7 @@ class RunLog:
             try:
                 run.folder.mkdir(parents=True, exist_ok=True)
                 self.lock.acquire(timeout=0)
-                if (run.folder / FACTS).is_file():
+                if any((run.folder / name).is_file() for name in (FACTS, LOG)):
                     self._cut_log()
                 self.file = (run.folder / LOG).open("a", encoding="utf-8")
                 write_run(self.run)
@@ -141,17 +153,33 @@ class RunLog:
     def _cut_log(self) -> None:
         """Leave what was logged up to where the run goes on."""
         step, epochs = self.goes_on
-        there = read_run(self.run.folder)
-        kept = [e for e in read_log(there, "step") if e["step"] <= step]
-        kept += [e for e in read_log(there, "epoch") if e["epoch"] <= epochs]
+        started = self._begun(step)
+        entries = whole_entries(self.run.folder / LOG)
+        kept = [e for e in entries if e["kind"] == "step" and e["step"] <= step]
+        kept += [e for e in entries if e["kind"] == "epoch" and e["epoch"] <= epochs]
         kept.sort(key=lambda e: (e["step"], e["kind"] == "epoch"))
         part = self.run.folder / f".{LOG}.part"
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept]
         part.write_text("".join(lines), encoding="utf-8")
         part.replace(self.run.folder / LOG)
         if step:
-            self.run = replace(self.run, started=there.started, epochs=epochs, best=there.best)
+            scored = [e for e in kept if e.get("best") and "dev_loss" in e]
+            best = {n: v for e in scored[-1:] for n, v in e.items() if n not in LINES}
+            self.run = replace(self.run, started=started, epochs=epochs, best=best or None)
             self.started -= max([0.0, *(e["seconds"] for e in kept if e["kind"] == "step")])
+
+    def _begun(self, step: int) -> str:
+        """When the run was begun. A run.json that can't be read is made anew where there is a
+        checkpoint to go on from, or nothing in it; else it may be somebody's, and FolderError.
+        """
+        facts = self.run.folder / FACTS
+        try:
+            return read_run(self.run.folder).started
+        except FolderError:
+            if not step and facts.is_file() and facts.stat().st_size:
+                raise
+            warnings.warn(f"{facts} can't be read, and is made anew.", stacklevel=2)
+            return self.run.started
 
     def __exit__(
         self,

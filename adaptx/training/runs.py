@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
@@ -28,6 +29,7 @@ from adaptx.errors import FolderError
 FACTS = "run.json"
 LOG = "log.jsonl"
 LOCK = "run.lock"
+CHECKPOINTS = "checkpoints"
 SCHEMA = 1
 STATES = ("running", "done", "failed", "diverged", "interrupted")
 STOPPED = "stopped"  # never written: what "running" is called when its process is gone
@@ -98,6 +100,7 @@ def write_run(run: Run) -> None:
     value = {f.name: getattr(run, f.name) for f in fields(Run) if f.metadata.get("written", True)}
     part = run.folder / f".{FACTS}.part"
     storage.write_json(part, {"schema": SCHEMA, "kind": "run", **value})
+    storage.fsync(part)  # else a machine that goes down may leave an empty file
     part.replace(run.folder / FACTS)
 
 
@@ -154,7 +157,28 @@ def since(moment: str) -> float:
     ).total_seconds()
 
 
+def whole_entries(path: Path) -> list[dict[str, Any]]:
+    """The log's steps and epochs, in order; a line that isn't whole costs a warning, and itself."""
+    found = []
+    for entry in _lines(path):
+        if isinstance(entry, FolderError):
+            warnings.warn(f"{entry} The line is left out.", stacklevel=2)
+        elif entry.get("kind") in ("step", "epoch") and all(
+            isinstance(entry.get(name), (int, float)) for name in ("step", "epoch", "seconds")
+        ):
+            found.append(entry)
+    return found
+
+
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    for entry in _lines(path):
+        if isinstance(entry, FolderError):
+            raise FolderError(f"{entry} Take the line out, or resume the run, which does.")
+        yield entry
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any] | FolderError]:
+    """Each line's entry, or what is wrong with it."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -165,12 +189,13 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if number == len(lines):  # it has no line end: the process was killed while it wrote
-                return
-            raise FolderError(f"{path}, line {number}: this isn't JSON ({error}).") from None
-        if not isinstance(entry, dict):
-            raise FolderError(f"{path}, line {number}: this isn't a JSON object.")
-        yield entry
+            if number < len(lines):  # else the process was killed while it wrote
+                yield FolderError(f"{path}, line {number}: this isn't JSON ({error}).")
+            continue
+        if isinstance(entry, dict):
+            yield entry
+        else:
+            yield FolderError(f"{path}, line {number}: this isn't a JSON object.")
 
 
 def _is_locked(folder: Path) -> bool:

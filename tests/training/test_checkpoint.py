@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from peft import LoraConfig
 import adaptx as ax
 from adaptx.adapters.own_model import Full
 from adaptx.errors import FolderError, OptionError, TrainingDiverged, TrainingInterrupted
-from adaptx.training import scoring
+from adaptx.training import resuming, scoring
 from adaptx.training.checkpoint import newest_checkpoint, write_checkpoint
 from adaptx.training.plan import Plan
 from adaptx.training.resuming import Resuming
@@ -258,6 +260,56 @@ def test_what_isnt_a_checkpoint_is_moved_out_of_ones_place(tmp_path):
     assert newest_checkpoint(tmp_path).step == 5
 
 
+@pytest.mark.parametrize(
+    ("damage", "warned"),
+    [
+        (lambda run: (run / "run.json").write_bytes(b""), "run.json can't be read"),
+        (lambda run: (run / "run.json").unlink(), "run.json can't be read"),
+        (lambda run: [(run / name).unlink() for name in ("run.json", "log.jsonl")], None),
+        (lambda run: damage_line(run, b"\0\0\0\n"), "line 5: this isn't JSON .* is left out"),
+        (lambda run: damage_line(run, b'{"kind": "step"}\n'), None),
+    ],
+    ids=["empty run.json", "no run.json", "checkpoints alone", "damaged line", "another line"],
+)
+def test_a_runs_facts_and_log_are_made_anew(small, cut_run, tmp_path, damage, warned):
+    run = shutil.copytree(cut_run, tmp_path / "cut")
+    before = read_run(run)
+    damage(run)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(small, run=run, resume=True, **OPTIONS)
+    found = [str(one.message) for one in said if str(run) in str(one.message)]
+    assert len(found) == bool(warned) and all(re.search(warned, one) for one in found)
+    log, after = read_log(read_run(run), "step"), read_run(run)
+    assert [e["step"] for e in log][-18:] == [*range(16, 34)]
+    assert after.state == "done" and after.best.keys() == before.best.keys()
+
+
+def damage_line(run, line):
+    lines = (run / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "log.jsonl").write_bytes(b"".join([*lines[:4], line, *lines[5:]]))
+
+
+def test_a_run_that_was_killed_at_its_beginning_begins(small, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.lock").touch()
+    fit(small, run=tmp_path / "run", resume=True, epochs=1)
+    assert read_run(tmp_path / "run").state == "done"
+
+
+def test_somebody_elses_run_json_stays(small, tmp_path):
+    (tmp_path / "run.json").write_text('{"mine": 1}')
+    with pytest.raises(FolderError, match="was the folder written by `adaptx train`"):
+        fit(small, run=tmp_path, resume=True, epochs=1)
+    assert (tmp_path / "run.json").read_text() == '{"mine": 1}'
+
+
+def test_the_random_state_of_a_gpu_may_be_missing():
+    state = {"cpu": torch.get_rng_state()}
+    with pytest.warns(UserWarning, match="begun without a GPU"):
+        resuming._set_random_state(state, torch.device("cuda"))
+
+
 def test_older_ones_go_only_after_a_newer_is_whole(tmp_path, monkeypatch):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step, {"n": step}, {"x": torch.tensor([float(step)])})
@@ -342,6 +394,16 @@ def test_two_processes_stop_together_and_go_on_to_the_same_losses(small_folders,
         assert rank["processes"] == 2
         assert rank["weights"] == wanted["weights"]
         assert [e["loss"] for e in rank["history"]] == [e["loss"] for e in wanted["history"]]
+
+
+@pytest.mark.slow
+def test_processes_that_find_different_checkpoints_are_refused(small_folders, tmp_path):
+    """As on two machines without a shared disk, where the first alone has the run."""
+    write_checkpoint(tmp_path / "run0", 5, {}, {"x": torch.zeros(1)})
+    options = {"run": str(tmp_path / "runRANK"), "resume": True}
+    for rank in ranks(2, str(small_folders["bert"]), str(tmp_path / "meeting"), options):
+        assert rank["error"].startswith("OptionError: The processes find different checkpoints")
+        assert "(after step: 5, none)" in rank["error"]
 
 
 @pytest.mark.slow
