@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from adaptx.errors import AdaptxError, MissingExtra, TrainingInterrupted
+from adaptx.errors import AdaptxError, FolderError, MissingExtra, TrainingInterrupted, choices
 
 TRAIN_EXTRA = (
     *("torch", "transformers", "peft", "accelerate", "sklearn"),
@@ -26,6 +27,26 @@ def run(main: Callable[[], object]) -> None:
         if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
             raise
         _refuse(MissingExtra(error.name or "", "train", "This command"))
+
+
+def already_done(run: Path, adapters: Iterable[Path]) -> bool:
+    """Whether a run to be resumed is done and all its adapters are written; then it says so."""
+    from adaptx import storage
+    from adaptx.training.runs import read_run
+
+    adapters = list(adapters)
+    try:
+        done = read_run(run).state == "done"
+        for folder in adapters:
+            storage.read_manifest(folder, "adapter")
+    except FolderError:
+        return False
+    if done and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(
+            f"The run {run} is done already, and wrote {choices(adapters)}: nothing is left to do. "
+            f"For another training choose another --run."
+        )
+    return done
 
 
 def _refuse(error: AdaptxError, code: int = 2) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
 from adaptx.cli.options import LabelColumn, OtherColumn, Repair, Scheme, TextColumn
-from adaptx.cli.run import main_process
+from adaptx.cli.run import already_done, main_process
 from adaptx.cli.train_many import train_many
 from adaptx.cli.train_together import train_together
 from adaptx.errors import OptionError, TrainingDiverged, choices
@@ -222,6 +222,8 @@ def train(
     from adaptx.tasks import make_task
     from adaptx.tasks.base import title
 
+    if resume and run is not None and not overwrite and already_done(run, [output]):
+        return
     storage.check_output(output, overwrite, "adapter")
     names = tuple(label.strip() for label in labels.split(",")) if labels else ()
     columns = Columns(text_column, label_column, other_column)

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
-from adaptx.cli.run import main_process
+from adaptx.cli.run import already_done, main_process
 from adaptx.cli.train_many import lora_of, task_of
 from adaptx.errors import OptionError, TrainingDiverged
 from adaptx.training.together_file import Together
@@ -33,8 +33,11 @@ def train_together(
     from adaptx import storage
 
     name = job.name or output.resolve().name
-    for task in job.tasks:
-        storage.check_output(output / f"{name}-{task}", overwrite, "adapter")
+    folders = [output / f"{name}-{task}" for task in job.tasks]
+    if resume and run is not None and not overwrite and already_done(run, folders):
+        return
+    for folder in folders:
+        storage.check_output(folder, overwrite, "adapter")
     if resume and run is None:
         raise OptionError("--resume needs --run: which run's folder? `adaptx runs list` has them.")
 

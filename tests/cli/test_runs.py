@@ -53,6 +53,27 @@ def test_a_dry_run_and_a_refused_run_make_no_folder(small_folders, tmp_path, run
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_a_finished_job_that_resumes_is_done_and_one_without_its_adapter_writes_it(
+    small_folders, tmp_path, capsys
+):
+    command = [
+        "train", "--encoder", small_folders["bert"], "--train", SAMPLE / "train.jsonl",
+        "-o", tmp_path / "x", "--r", "2", "--epochs", "1", "--run", tmp_path / "run", "--resume",
+    ]  # fmt: skip
+    inside(*command)
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    weights = (tmp_path / "x" / "adapter_model.safetensors").read_bytes()
+    capsys.readouterr()
+    inside(*command)
+    assert f"done already, and wrote {tmp_path / 'x'}" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "x")
+    inside(*command)
+    assert (tmp_path / "x" / "adapter_model.safetensors").read_bytes() == weights
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+    with pytest.raises(OutputExists, match="exists already"):
+        inside(*command[:-3])
+
+
 def test_the_list_has_each_run_and_a_damaged_one(folder, tmp_path):
     shutil.copytree(folder / "runs", tmp_path / "runs")
     damaged = tmp_path / "runs" / "damaged"

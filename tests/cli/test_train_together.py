@@ -49,6 +49,7 @@ def test_the_pages_file_trains_what_it_says(small_folders, tmp_path, monkeypatch
     assert {"mean", "topics.accuracy", "names.f1", "names.yo.f1", "names.sw.f1"} <= first.keys()
     run("runs", "plot", "runs/sw", "-o", "curve.png")
     assert "already" in refused(*command)
+    assert "is done already" in run(*command, "--run", "runs/sw", "--resume").stdout
 
 
 def test_the_examples_of_both_docstrings_are_what_they_say(tmp_path):
