@@ -80,7 +80,9 @@ def fsdp_hidden() -> Iterator[None]:
 
 
 def check_distribution(accelerator: Accelerator) -> None:
-    """Raise OptionError for a way to distribute that train() doesn't know."""
+    """Raise OptionError for a way to distribute that train() doesn't know, and for fp16 without the
+    scaler that its small gradients need.
+    """
     kind = str(accelerator.distributed_type.value)
     if kind == "FSDP":
         raise OptionError(
@@ -89,6 +91,12 @@ def check_distribution(accelerator: Accelerator) -> None:
         )
     if not kind.startswith(("NO", "MULTI_")):
         raise OptionError(_unknown(kind))
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise OptionError(
+            f"fp16 scales its losses, which Accelerate does on GPUs, and not on this "
+            f'{accelerator.device.type}: precision "auto" (--precision auto) chooses the faster of '
+            f"bf16 and fp32."
+        )
 
 
 def place(encoder: Encoder, adapter: Adapter, accelerator: Accelerator) -> None:

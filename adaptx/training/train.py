@@ -313,7 +313,7 @@ def _probe(job: Job) -> list[dict[str, Any]]:
 def accelerator_for(
     precision: str | None, run: Path | None = None, trackers: Sequence[str] = ()
 ) -> Accelerator:
-    """Accelerate's Accelerator; OptionError for a precision that it refuses here."""
+    """Accelerate's Accelerator; OptionError where it can't be made, or not used here."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -330,7 +330,10 @@ def accelerator_for(
                 mixed_precision=precision, log_with=list(trackers) or None, project_dir=run
             )
     except ValueError as error:
-        raise OptionError(f"Accelerate refuses precision={precision!r}: {error}") from error
+        asked = precision is not None and "mixed precision" in str(error)
+        what = f"precision={precision!r}" if asked else "to begin"
+        raise OptionError(f"Accelerate refuses {what}: {error}") from error
+    check_distribution(accelerator)
     device = accelerator.device.type
     known = device == "cuda" or (device == "cpu" and flags() is not None)
     if precision == "bf16" and known and not fast and accelerator.is_main_process:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from peft import LoraConfig
 
 import adaptx as ax
@@ -246,6 +247,27 @@ def test_a_trainings_precision_is_its_own(small):
     assert said == ["bf16", "no", "bf16" if machine.has_bf16() else "no"]
     slow = [str(warning.message) for warning in warned if "bf16" in str(warning.message)]
     assert len(slow) == (machine.flags() is not None and not machine.has_bf16())
+
+
+def test_fp16_needs_a_device_that_scales(small):
+    for options in ({"precision": "fp16"}, {"accelerator": Accelerator(mixed_precision="fp16")}):
+        with pytest.raises(OptionError, match=r"not on this cpu: precision .auto."):
+            fit(small, **options)
+    with pytest.raises(OptionError, match="not on this cpu"):
+        ax.train_many(small, [ax.Member("x", LORA, SAMPLE / "train.jsonl")], precision="fp16")
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("precision", [None, "bf16"])
+def test_what_accelerate_refuses_isnt_blamed_on_the_precision(small, monkeypatch, precision):
+    for state in (PartialState, AcceleratorState):  # as in a process that just began
+        monkeypatch.setattr(state, "_shared_state", {})
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    launched = {"WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(OptionError, match="Accelerate refuses to begin: .*MASTER_ADDR"):
+        fit(small, precision=precision)
 
 
 def test_an_accelerator_of_ones_own_keeps_nothing_of_a_training(small):
