@@ -215,7 +215,7 @@ def train(
         return
     if train is None:
         raise OptionError("--train is missing: a file with training data, or hf:….")
-    _check_options(ctx, method, config, dev, task)
+    _check_options(ctx, method, config, task)
     from adaptx import storage
     from adaptx.data.large import open_records
     from adaptx.data.streams import Columns
@@ -246,7 +246,7 @@ def train(
         "clip": clip, "smoothing": smoothing, "metric": metric, "patience": patience,
         "max_length": max_length, "seed": seed,
     }  # fmt: skip
-    plan = Settings(**settings).for_task(fitted)
+    plan = Settings(**settings).for_task(fitted, dev is not None)
     trackers = [tracker.strip() for tracker in track.split(",") if tracker.strip()]
     called = name or output.resolve().name
     if resume and run is None:
@@ -333,7 +333,7 @@ def _check_file(ctx: typer.Context, taken: Sequence[str]) -> None:
 
 
 def _check_options(
-    ctx: typer.Context, method: Method, config: Path | None, dev: str | None, task: str
+    ctx: typer.Context, method: Method, config: Path | None, task: str
 ) -> None:
     """Raise OptionError for options that would have no effect."""
     given = {name for name in ctx.params if _given(ctx, name)}
@@ -350,8 +350,6 @@ def _check_options(
             without["--method probe"] |= loop
     elif method is Method.full:
         without["--method full"] = lora
-    if dev is None:
-        without["no --dev"] = {"patience"}
     for where, useless in without.items():
         if both := sorted(given & useless):
             names = choices("--" + name.replace("_", "-") for name in both)

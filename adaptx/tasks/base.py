@@ -84,6 +84,7 @@ class Task:
     slides   whether what is longer than the encoder reads goes through it in several windows; else
              it loses its end
     needs    what an input must be, in words, for who gives another
+    smooths  whether its loss knows label smoothing
     problem  transformers' problem_type of a model that gives numbers for a text
     metrics  names of its scores (adaptx.evaluation.metrics); the first chooses the best epoch
              unless another is asked for
@@ -103,6 +104,7 @@ class Task:
     two_texts: ClassVar[bool] = False
     slides: ClassVar[bool] = False
     needs: ClassVar[str] = "One text is needed"
+    smooths: ClassVar[bool] = True
     labels: tuple[str, ...]
     pooling: str
 

@@ -62,6 +62,7 @@ class QuestionAnswering(Task):
     hub = "question-answering"
     record = Passage
     chooses = False
+    smooths = False
     two_texts = True
     slides = True
     needs = "A question and its passage are needed, as (question, passage) or with --passage,"

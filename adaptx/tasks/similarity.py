@@ -49,6 +49,7 @@ class Similarity(Task):
     record = Pair
     problem = "regression"
     chooses = False
+    smooths = False
     two_texts = True
     needs = "Two texts are needed, as (text, other) or with --passage,"
 

@@ -66,7 +66,7 @@ class Member:
         train = list(open_data(self.train, self.task, columns))
         dev = list(open_data(self.dev, self.task, columns)) if self.dev is not None else []
         task = self.task.fit(train, dev)
-        options = options.for_task(task)
+        options = options.for_task(task, self.dev is not None)
         check_probe_first(options, task)
         if self.config is None or isinstance(self.config, Full):
             raise OptionError("A probe or a whole model shares no forward pass: use ax.train.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,11 +57,28 @@ class Settings:
             raise OptionError(f"Unknown setting {choices(unknown)}; there is {known}.")
         return cls(**settings)
 
-    def for_task(self, task: Task) -> Settings:
-        """With the task's metric; OptionError for one that it hasn't."""
+    def for_task(self, task: Task, dev: bool) -> Settings:
+        """With the task's metric; OptionError for one that it hasn't, and as `check_use`."""
+        self.check_use([task], dev)
         return replace(self, metric=metric_of(task, self.metric))
 
+    def check_use(self, tasks: Sequence[Task], dev: bool) -> None:
+        """Raise OptionError for what would have no effect on these tasks, with a dev set or none."""
+        if self.patience and not dev:
+            raise OptionError(
+                f"patience={self.patience} waits for a better dev score, and there is no dev set: "
+                f"give one, or leave it out."
+            )
+        if self.smoothing and not any(task.smooths for task in tasks):
+            kinds = choices(dict.fromkeys(task.kind for task in tasks))
+            raise OptionError(
+                f"smoothing={self.smoothing:g} would have no effect on {kinds}: leave it out."
+            )
+
     def __post_init__(self) -> None:
+        for name in ("probe_first", "average"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name}={getattr(self, name)!r} must be True or False.")
         for name in ("epochs", "batch_size", "accumulate", "patience", "max_length"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):

@@ -192,6 +192,7 @@ def mixed_job(
         MixedRows([cast(EncodedRows, rows) for rows in split], heads, encoder.text.pad_id)
         for split in zip(*((member.train, member.dev) for member in members), strict=True)
     )
+    options.check_use([member.task for member in members], len(dev_rows) > 0)
     options = replace(options, metric=_metric(options.metric, members, names))
     job = MixedJob(
         encoder,

@@ -100,7 +100,7 @@ def train(
     train_rows = open_data(train, task, columns)
     dev_rows = open_data(dev, task, columns) if dev is not None else []
     task = task.fit(train_rows, dev_rows)
-    options = options.for_task(task)
+    options = options.for_task(task, dev is not None)
     check_asked(task, config, train_rows, options, checkpoint_every)
     steps = options.epochs * -(-len(train_rows) // options.batch_size)
     adapter = Adapter.new(

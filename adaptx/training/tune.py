@@ -115,7 +115,7 @@ def tune(
     alpha / r is that of `config` at every rank. Raises OptionError and DataError before any
     training, and TrainingDiverged where every trial did.
     """
-    options = Settings.of(settings or {}).for_task(task)
+    options = Settings.of(settings or {}).for_task(task, dev=True)
     combinations = combinations_of(
         encoder, config, lrs, ranks or [config.r], sites or [config.target_modules or "all-linear"]
     )

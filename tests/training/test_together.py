@@ -359,6 +359,7 @@ def test_heads_of_classification_may_begin_with_the_probes(small, cuts, devs):
         ),
         ({"config": LoraConfig(use_dora=True, target_modules="all-linear")}, OptionError, "dora"),
         ({"config": None}, OptionError, "probe can't be shared"),
+        ({"given": parts(dev=False), "patience": 2}, OptionError, "patience=2 .*no dev set"),
         ({"given": {"a": parts()["topics"]}}, OptionError, "two sources or more"),
         ({"given": {"a.b": parts()["topics"], "c": parts()["names"]}}, OptionError, "a.b"),
         (

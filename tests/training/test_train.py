@@ -14,6 +14,7 @@ from peft import LoraConfig
 import adaptx as ax
 from adaptx import machine
 from adaptx.data.read import Example, read_examples
+from adaptx.data.records import Pair, Passage
 from adaptx.errors import DataError, OptionError, SiteError, TrainingDiverged
 from adaptx.training.runs import read_log, read_run
 from adaptx.training.settings import Settings
@@ -212,6 +213,9 @@ def test_an_adapter_follows_its_encoder_to_another_device(small_folders):
         ({"metric": "f1"}, "macro_f1"),
         ({"batch_size": 2, "accumulate": 3}, "accumulate=3"),
         ({"patience": 0}, "patience=0"),
+        ({"patience": 2, "dev": None}, "patience=2 .*no dev set"),
+        ({"probe_first": "no"}, "probe_first='no' must be True or False"),
+        ({"average": "false"}, "average='false' must be True or False"),
         ({"learning_rate": 1e-3}, "learning_rate"),
         ({"precision": "fp8"}, "bf16"),
     ],
@@ -369,6 +373,22 @@ def test_a_training_may_begin_with_the_probes_head(small):
     torch.testing.assert_close(first.head.weight, probe.head.weight)
     scores = [a.facts.training["best"]["dev_loss"] for a in (first, probe)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [
+        (ax.tasks.Similarity(), [Pair("a", "b", "1.0"), Pair("c", "d", "2.0")]),
+        (ax.tasks.QuestionAnswering(), [Passage("1", "Nani?", "Asha yuko", (("Asha", 0),))]),
+    ],
+)
+def test_smoothing_is_refused_where_a_loss_doesnt_know_it(small, task, rows):
+    wrong = f"smoothing=0.1 would have no effect on {task.kind}"
+    with pytest.raises(OptionError, match=wrong):
+        ax.train(small, task, LORA, name="x", train=rows, smoothing=0.1)
+    member = ax.Member("x", LORA, train=rows, task=task, settings={"smoothing": 0.1})
+    with pytest.raises(OptionError, match=f"x: {wrong}"):
+        ax.train_many(small, [member])
 
 
 def test_only_a_classification_may_begin_with_a_probes_head(small):
