@@ -3,7 +3,8 @@
 An epoch is one shuffle of all rows, cut into global batches; within WINDOW batches, rows of like
 length go together, because padding costs as much as text. A global batch is cut into `accumulate`
 micro-batches, and each of those among the processes. So the same seed and batch size
-mean the same training on 1 or 8 GPUs, up to rounding.
+mean the same training on 1 or 8 GPUs, up to rounding; but for retrieval, whose rows learn from the
+others of their micro-batch.
 """
 
 from __future__ import annotations

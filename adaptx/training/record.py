@@ -17,9 +17,9 @@ from adaptx.adapters import own_model
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
-from adaptx.errors import TrainingDiverged, choices
+from adaptx.errors import OptionError, TrainingDiverged
 from adaptx.evaluation.metrics import DEV_LOSS, goodness
-from adaptx.tasks import Classification, Task
+from adaptx.tasks import Classification, Retrieval, Task
 from adaptx.training.plan import Plan
 from adaptx.training.rows import EncodedRows, MixedRows, Rows
 from adaptx.training.runlog import method_config
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One training: what is trained, on what, how, and by whom."""
+    """One training: what is trained, on what, how, and by whom.
+
+    Raises OptionError where pairs have no other pairs to learn from.
+    """
 
     encoder: Encoder
     adapter: Adapter
@@ -42,6 +45,19 @@ class Job:
     accelerator: Accelerator
     train: Rows
     dev: EncodedRows | MixedRows
+
+    def __post_init__(self) -> None:
+        options, processes = self.options, self.accelerator.num_processes
+        if not isinstance(self.task, Retrieval) or not isinstance(self.train, EncodedRows):
+            return
+        rows = min(options.batch_size, len(self.train))
+        pairs = rows // (options.accumulate * processes)
+        if pairs < 2 and not any(record.negatives for record in self.train.records):
+            raise OptionError(
+                f"Retrieval learns from the other pairs of a micro-batch, and there are none: "
+                f"{rows} pairs of a batch, in {options.accumulate} micro-batches on {processes} "
+                f"processes, are less than two each. Raise batch_size, or give hard negatives."
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -185,8 +201,9 @@ class Kept:
         else:
             good = "No epoch was finished, so there is no adapter to keep"
         adapter = self.job.adapter.requires_grad_(False).eval() if self.best else None
+        said = f", {self.job.train.said(np.asarray(rows))}" if len(rows) else ""
         return TrainingDiverged(
-            f"Training diverged at step {step} (epoch {epoch}{_batch(rows)}): {what}. {good}. "
+            f"Training diverged at step {step} (epoch {epoch}{said}): {what}. {good}. "
             f"Lower the learning rate (now {self.job.options.lr:g}), or raise the warm-up.",
             step,
             adapter,
@@ -195,8 +212,3 @@ class Kept:
 
 def _options(config: object) -> dict[str, Any]:
     return vars(config) if config is not None else {}
-
-
-def _batch(rows: Sequence[int] | np.ndarray) -> str:
-    """Which rows a batch had, counted from 1 as people do."""
-    return f", rows {choices(sorted(int(row) + 1 for row in rows))}" if len(rows) else ""

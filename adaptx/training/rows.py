@@ -5,7 +5,7 @@ Dimensions: B rows of a batch, S tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from adaptx.data.large import IndexedExamples, open_records
 from adaptx.data.streams import Columns
 from adaptx.data.windows import Window
 from adaptx.encoder.encoder import Encoder
-from adaptx.errors import OptionError
+from adaptx.errors import OptionError, choices
 from adaptx.tasks import Task
 
 Data = str | Path | Sequence[Any]
@@ -43,6 +43,10 @@ class Rows(Protocol):
         """The rows at these places, padded, their targets, and how much each of their losses counts
         in the sum over rows. A task that draws them anew does so for each `seed`.
         """
+        ...
+
+    def said(self, rows: np.ndarray) -> str:
+        """Which rows of the data these are, counted from 1 as people do."""
         ...
 
 
@@ -117,6 +121,13 @@ class EncodedRows:
         shares = np.ones(len(rows), np.float32)
         return batch, self.task.stacked(targets, batch.input_ids.shape[1]), shares
 
+    def said(self, rows: np.ndarray) -> str:
+        """Which rows of the data these are windows of."""
+        if self.task.together:
+            return _numbers(rows)
+        counts = [len(windows) for windows in self.windows]
+        return _numbers(np.repeat(np.arange(len(counts)), counts)[rows])
+
 
 @dataclass(frozen=True)
 class IndexedRows:
@@ -146,15 +157,21 @@ class IndexedRows:
         counts = np.array([len(windows) for windows in held.windows])
         return batch, targets, np.repeat(1 / counts, counts).astype(np.float32)
 
+    def said(self, rows: np.ndarray) -> str:
+        """Which rows of the file these are."""
+        return _numbers(rows)
+
 
 @dataclass(frozen=True)
 class MixedRows:
     """The rows of several sources, numbered one source after another.
 
+    names  of each source
     heads  of each source, the place of its head
     """
 
     each: Sequence[EncodedRows]
+    names: Sequence[str]
     heads: Sequence[int]
     pad_id: int
 
@@ -172,13 +189,10 @@ class MixedRows:
         """The windows of these rows, source after source, padded; of each source that has rows
         here, its place, its span and its targets; each loss counts 1.
         """
-        starts = np.cumsum([0, *(len(held) for held in self.each)])
         parts: list[tuple[int, Batch, Any]] = []
-        for place, held in enumerate(self.each):
-            own = rows[(rows >= starts[place]) & (rows < starts[place + 1])] - starts[place]
-            if len(own):
-                part, targets, _ = held.batch(own, seed)
-                parts.append((place, part, targets))
+        for place, own in self._by_source(rows):
+            part, targets, _ = self.each[place].batch(own, seed)
+            parts.append((place, part, targets))
         shapes = [batch.input_ids.shape for _, batch, _ in parts]
         total, longest = sum(many for many, _ in shapes), max(tokens for _, tokens in shapes)
         ids = np.full((total, longest), self.pad_id, np.int64)
@@ -191,6 +205,25 @@ class MixedRows:
             spans.append((place, (at, at + many, tokens, self.heads[place]), targets))
             at += many
         return Batch(ids, mask, np.arange(total)), spans, np.ones(len(rows), np.float32)
+
+    def said(self, rows: np.ndarray) -> str:
+        """Which rows of which source these are."""
+        return ", ".join(
+            f"{self.names[place]} {self.each[place].said(own)}"
+            for place, own in self._by_source(rows)
+        )
+
+    def _by_source(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Each source that has some of the rows, and their places in it."""
+        starts = np.cumsum([0, *(len(held) for held in self.each)])
+        for place in range(len(self.each)):
+            own = rows[(rows >= starts[place]) & (rows < starts[place + 1])] - starts[place]
+            if len(own):
+                yield place, own
+
+
+def _numbers(rows: np.ndarray) -> str:
+    return f"rows {choices(row + 1 for row in np.unique(rows).tolist())}"
 
 
 def training_rows(

@@ -18,7 +18,7 @@ class Settings:
     epochs        passes over the training data
     lr            AdamW's peak learning rate: linear warm-up, then linear decay to 0
     batch_size    rows of an optimizer step, over all processes and micro-batches: results don't
-                  depend on how many GPUs there are
+                  depend on how many GPUs there are, but for retrieval's (adaptx.tasks.retrieval)
     accumulate    micro-batches of a step (less memory, the same gradient)
     warmup        share of the steps that warm up
     weight_decay  AdamW's

@@ -189,7 +189,12 @@ def mixed_job(
     shared = Shared(name, adapters)
     heads = [shared.each.index(member.adapter) for member in members]
     train_rows, dev_rows = (
-        MixedRows([cast(EncodedRows, rows) for rows in split], heads, encoder.text.pad_id)
+        MixedRows(
+            [cast(EncodedRows, rows) for rows in split],
+            [" in ".join(name) for name in names],
+            heads,
+            encoder.text.pad_id,
+        )
         for split in zip(*((member.train, member.dev) for member in members), strict=True)
     )
     options.check_use([member.task for member in members], len(dev_rows) > 0)

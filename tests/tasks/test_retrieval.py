@@ -129,6 +129,24 @@ def searched(records, seed):
     return np.stack(vectors), task_scores(Retrieval(), records, vectors)
 
 
+def test_a_pair_alone_in_its_micro_batch_is_refused(small):
+    pairs = [Pair(f"habari {i}", f"news {i}") for i in range(6)]
+    lora = LoraConfig(r=2, target_modules=["query"])
+    options = {"name": "x", "batch_size": 4, "epochs": 1}
+    for alone in ({"accumulate": 3}, {"batch_size": 1}):
+        with pytest.raises(OptionError, match="less than two each. Raise batch_size"):
+            ax.train(small, Retrieval(), lora, train=pairs, **(options | alone))
+    member = ax.Member("x", lora, pairs, task=Retrieval(), settings={"batch_size": 1})
+    with pytest.raises(OptionError, match="x: Retrieval learns from the other pairs"):
+        ax.train_many(small, [member])
+    some = [*pairs[:5], Pair("habari", "news", negatives=("other",))]
+    for trained in (pairs, some):
+        adapter = ax.train(
+            small, Retrieval(), lora, train=trained, accumulate=2 + 2 * (trained is some), **options
+        )
+        assert adapter.facts.training["history"][0]["loss"] > 0
+
+
 @seeded
 @given(st.integers(0, 999), st.integers(2, 15))
 def test_scores_are_those_of_each_search(seed, rows):

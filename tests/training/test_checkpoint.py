@@ -18,6 +18,7 @@ from peft import LoraConfig
 
 import adaptx as ax
 from adaptx.adapters.own_model import Full
+from adaptx.data.records import Tagged
 from adaptx.errors import FolderError, OptionError, TrainingDiverged, TrainingInterrupted
 from adaptx.training import resuming, scoring
 from adaptx.training.checkpoint import newest_checkpoint, write_checkpoint
@@ -346,6 +347,12 @@ def test_signals_are_the_users_own_again_afterwards(small, tmp_path):
 def test_divergence_names_the_batchs_rows(small):
     with pytest.raises(TrainingDiverged, match=r"step \d+ \(epoch \d+, rows \d+, \d+"):
         fit(small, lr=1e28, clip=0.0, epochs=2)
+    tagged = [Tagged(tuple("abcdefghij" * 6), ("X", "Y") * 30)] * 3  # several windows each
+    with pytest.raises(TrainingDiverged, match=r"\(epoch 1, rows 1, 2, 3\): "):
+        fit(
+            small, task=ax.tasks.TokenClassification(scheme="plain"), train=tagged, dev=None,
+            max_length=24, lr=1e28, clip=0.0, epochs=1,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan")])
