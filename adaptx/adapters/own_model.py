@@ -201,15 +201,15 @@ def read_torch_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def total_steps(config: PeftConfig | None, steps: int) -> PeftConfig | None:
-    """AdaLoRA's schedule counts optimizer steps: tell it how many there are."""
-    if config is None or not hasattr(config, "total_step"):
-        return config
-    config = copy.deepcopy(config)
-    config.total_step = steps
-    with refusals(_type(config)):
-        config.__post_init__()
-    return config
+def total_steps(config: Any, steps: int) -> None:
+    """AdaLoRA's schedule counts optimizer steps: tell an adapter's how many there are.
+
+    Raises OptionError where they are too few for it.
+    """
+    if hasattr(config, "total_step"):
+        config.total_step = steps
+        with refusals(_type(config)):
+            config.__post_init__()
 
 
 def allocates(model: nn.Module | None) -> bool:

@@ -262,13 +262,13 @@ def train(
     if dry_run:
         from adaptx.adapters.own_model import total_steps
 
-        config_ = total_steps(chosen, plan.epochs * -(-len(train_rows) // plan.batch_size))
-        adapter = ax.Adapter.new(opened, fitted, config_, max_length=max_length, **common)
+        adapter = ax.Adapter.new(opened, fitted, chosen, max_length=max_length, **common)
         sites = f"{len(adapter.sites)} sites; " if adapter.sites else ""
         some = adapter.windows(opened.text, fitted.training_inputs(train_rows[:1000]))
         longest = max(len(window.ids) for windows in some for window in windows)
         many = 1 if fitted.together else sum(map(len, some)) / len(some)  # rows of a record
         steps = plan.epochs * -(-round(many * len(train_rows)) // plan.batch_size)
+        total_steps(adapter.config, steps)
         typer.echo(
             f"Would train {adapter.name!r} ({adapter.facts.method}; {sites}"
             f"{WAYS[adapter.facts.way]}; {adapter.parameters_count:,} weights: "
@@ -332,9 +332,7 @@ def _check_file(ctx: typer.Context, taken: Sequence[str]) -> None:
         )
 
 
-def _check_options(
-    ctx: typer.Context, method: Method, config: Path | None, task: str
-) -> None:
+def _check_options(ctx: typer.Context, method: Method, config: Path | None, task: str) -> None:
     """Raise OptionError for options that would have no effect."""
     given = {name for name in ctx.params if _given(ctx, name)}
     lora = {"r", "lora_alpha", "target_modules", "use_rslora"}

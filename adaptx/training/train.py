@@ -102,11 +102,10 @@ def train(
     task = task.fit(train_rows, dev_rows)
     options = options.for_task(task, dev is not None)
     check_asked(task, config, train_rows, options, checkpoint_every)
-    steps = options.epochs * -(-len(train_rows) // options.batch_size)
     adapter = Adapter.new(
         encoder,
         task,
-        config if isinstance(config, Full) else own_model.total_steps(config, steps),
+        config,
         name=name,
         language=language,
         max_length=options.max_length,
@@ -118,6 +117,7 @@ def train(
     encoded = training_rows(encoder, adapter, task, train_rows)
     held_out = EncodedRows.of(encoder, adapter, task, dev_rows)
     job = Job(encoder, adapter, task, options, accelerator, encoded, held_out)
+    own_model.total_steps(adapter.config, options.epochs * len(job.plan()))
     found = find_checkpoint(job, run) if resume and run is not None else None
     goes_on = (found.step, len(found.state["history"])) if found else (0, 0)
     with RunLog(run, accelerator, job.about(config), goes_on) as log:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import adaptx as ax
-from adaptx.data.records import Example
+from adaptx.data.records import Example, Tagged
 from adaptx.errors import FolderError, OptionError, SiteError
 
 TOPICS = ax.tasks.Classification(labels=["afya", "michezo"])
@@ -130,8 +130,21 @@ def test_peft_opens_what_was_trained_here(small, tmp_path):
 def test_adalora_gives_its_ranks_out_over_the_real_number_of_steps(small):
     adapter = fit(small, CONFIGS["adalora"], epochs=4)
     assert adapter.config.total_step == 12
+    assert CONFIGS["adalora"].total_step == 6  # the one that was given stays as it is
     ranks = [int((p != 0).sum()) for n, p in adapter.model.named_parameters() if "lora_E" in n]
     assert sum(ranks) < 4 * len(ranks)
+
+
+def test_adalora_counts_windows_where_a_record_has_several(small):
+    tagged = [Tagged(tuple("abcdefghij" * 6), ("X", "Y") * 30)] * 3
+    adapter = ax.train(
+        small, ax.tasks.TokenClassification(scheme="plain"), CONFIGS["adalora"], name="x",
+        train=tagged, epochs=1, batch_size=2, max_length=24,
+    )  # fmt: skip
+    text = ax.tasks.TokenClassification(("X", "Y"), scheme="plain")
+    windows = text.windows(small.text, small.prefix, text.training_inputs(tagged), 24)
+    many = sum(map(len, windows))
+    assert many > 6 and adapter.config.total_step == -(-many // 2)
 
 
 @pytest.mark.parametrize(
