@@ -63,7 +63,7 @@ class Settings:
         return replace(self, metric=metric_of(task, self.metric))
 
     def check_use(self, tasks: Sequence[Task], dev: bool) -> None:
-        """Raise OptionError for what would have no effect on these tasks, with a dev set or none."""
+        """Raise OptionError for what would have no effect on these tasks, with a dev or none."""
         if self.patience and not dev:
             raise OptionError(
                 f"patience={self.patience} waits for a better dev score, and there is no dev set: "

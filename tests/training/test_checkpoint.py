@@ -348,10 +348,10 @@ def test_divergence_names_the_batchs_rows(small):
     with pytest.raises(TrainingDiverged, match=r"step \d+ \(epoch \d+, rows \d+, \d+"):
         fit(small, lr=1e28, clip=0.0, epochs=2)
     tagged = [Tagged(tuple("abcdefghij" * 6), ("X", "Y") * 30)] * 3  # several windows each
-    with pytest.raises(TrainingDiverged, match=r"\(epoch 1, rows 1, 2, 3\): "):
+    with pytest.raises(TrainingDiverged, match=r"\(epoch 1, rows [123](, [123])*\): "):
         fit(
             small, task=ax.tasks.TokenClassification(scheme="plain"), train=tagged, dev=None,
-            max_length=24, lr=1e28, clip=0.0, epochs=1,
+            max_length=24, batch_size=6, lr=1e28, clip=0.0, epochs=1,
         )  # fmt: skip
 
 

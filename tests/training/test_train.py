@@ -270,7 +270,7 @@ def test_what_accelerate_refuses_isnt_blamed_on_the_precision(small, monkeypatch
     launched = {"WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0}
     for name, value in launched.items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(OptionError, match="Accelerate refuses to begin: .*MASTER_ADDR"):
+    with pytest.raises(OptionError, match=r"Accelerate refuses to begin: .*MASTER_ADDR"):
         fit(small, precision=precision)
 
 
