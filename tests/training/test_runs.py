@@ -44,7 +44,7 @@ def test_a_run_says_what_was_trained_and_how_it_ended(trained):
     assert run.pid == os.getpid()
     assert run.ended >= run.started
     assert sorted(path.name for path in run.folder.iterdir()) == [
-        *("log.jsonl", "run.json", "run.lock", "x")
+        *("checkpoints", "log.jsonl", "run.json", "run.lock", "x")
     ]
 
 
