@@ -21,7 +21,7 @@ prints it without a traceback and exits with code 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -106,15 +106,19 @@ class TrainingDiverged(AdaptxError, ArithmeticError):
 class TrainingInterrupted(AdaptxError):
     """SIGTERM or SIGINT (`signal`) ended a training after optimizer step `step`.
 
-    Its run's folder has a checkpoint of that step.
+    Its run's folder has a checkpoint of that step. Of a job with many adapters, `adapters` are
+    those that weren't finished, and `run` is the folder of their runs.
     """
 
-    def __init__(self, number: int, step: int, run: str | Path):
+    def __init__(self, number: int, step: int, run: str | Path, adapters: Sequence[str] = ()):
         self.signal, self.step, self.run = number, step, Path(run)
-        name = Signals(number).name
+        self.adapters = tuple(adapters)
+        whose = f" of {choices(adapters)}" if adapters else ""
+        call = "train_many(…, runs" if adapters else "train(…, run"
         super().__init__(
-            f"{name} ended the training after step {step}, which is saved: go on with the same "
-            f"command and --run {run} --resume (ax.train(…, run={str(run)!r}, resume=True))."
+            f"{Signals(number).name} ended the training{whose} after step {step}, which is saved: "
+            f"go on with the same command and --run {run} --resume "
+            f"(ax.{call}={str(run)!r}, resume=True))."
         )
 
 

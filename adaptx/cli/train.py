@@ -197,6 +197,8 @@ def train(
             "precision": precision.value if precision else None,
             "fast": fast,
             "run": run,
+            "resume": resume,
+            "checkpoint_every": checkpoint_every,
             "overwrite": overwrite,
             "dry_run": dry_run,
         }
@@ -208,8 +210,6 @@ def train(
                 together_of(config, file),
                 output,
                 checkpointing=checkpointing,
-                resume=resume,
-                checkpoint_every=checkpoint_every,
                 **common_,
             )
         return
@@ -313,8 +313,11 @@ def train(
         )
 
 
-MANY = ("output", "config", "encoder", "prefix", "precision", "fast", "run", "overwrite", "dry_run")
-TOGETHER = (*MANY, "checkpointing", "resume", "checkpoint_every")
+MANY = (
+    *("output", "config", "encoder", "prefix", "precision", "fast"),
+    *("run", "resume", "checkpoint_every", "overwrite", "dry_run"),
+)
+TOGETHER = (*MANY, "checkpointing")
 
 
 def _given(ctx: typer.Context, name: str) -> bool:

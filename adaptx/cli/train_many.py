@@ -22,6 +22,8 @@ def train_many(
     precision: str | None,
     fast: bool,
     run: Path | None,
+    resume: bool,
+    checkpoint_every: float,
     overwrite: bool,
     dry_run: bool,
 ) -> None:
@@ -30,6 +32,8 @@ def train_many(
 
     names = [one["name"] for one in job.adapters]
     check_names(names)
+    if resume and run is None:
+        raise OptionError("--resume needs --run: the folder with the job's runs.")
     left = []
     for one in job.adapters:
         folder = output / one["name"]
@@ -53,9 +57,11 @@ def train_many(
         _say(opened, members, job.slots, precision or job.precision, output)
         return
     runs = run or fresh_folder(output.resolve().name)
+    saved = set()
 
     def save(adapter: ax.Adapter) -> None:
         adapter.save(output / adapter.name, overwrite=overwrite)
+        saved.add(adapter.name)
 
     found = ax.train_many(
         opened,
@@ -64,8 +70,12 @@ def train_many(
         precision=precision or job.precision,
         fast=fast,
         runs=runs,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
         done=save,
     )
+    for name in found.adapters.keys() - saved:  # finished by an earlier job, and not there now
+        save(found.adapters[name])
     typer.echo(f"Wrote {len(found.adapters)} adapters into {output}. Their logs: {runs}.")
     for name, error in found.failed.items():
         typer.echo(f"{name} was dropped: {error}", err=True)

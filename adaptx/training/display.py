@@ -84,20 +84,27 @@ def _by_part(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 class ManyDisplay(Display):
-    """Of a job with many adapters: one bar for all, and a line for each that is finished."""
+    """Of a job with many adapters: one bar for all, and a line for each that is finished.
+
+    `total` are the steps that are left to take.
+    """
 
     def __init__(self, accelerator: Accelerator, adapters: int, total: int):
         super().__init__(accelerator, total)
-        self.adapters, self.ended = adapters, 0
+        self.adapters, self.ended, self.total = adapters, 0, total
         self.tokens, self.seconds = 0, 0.0
 
+    def goes_on(self, name: str, checkpoint: Path, step: int) -> None:
+        """Say that an adapter goes on, and where."""
+        self.say(f"{name} goes on after step {step}, from {checkpoint}.")
+
     def shared_step(self, running: Sequence[Trainee], tokens: int, seconds: float) -> None:
-        """A shared step is done: how the running ones stand, and how fast they are."""
+        """A shared step is done: how those that took it stand, and how fast they are."""
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
         shown = "  ".join(
-            f"{one.job.adapter.name} {one.epoch}: {one.losses[-1]:.3f}"
+            f"{one.name} {one.at.epoch}: {one.at.losses[-1]:.3f}"
             for one in running[:SHOWN]
-            if one.losses
+            if one.at.losses
         )
         more = f"  and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
         done = f"{self.ended}/{self.adapters} done, {self.tokens / self.seconds:,.0f} tokens/s"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +23,15 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.data.streams import Columns
 from adaptx.encoder.encoder import Encoder
-from adaptx.errors import OptionError
+from adaptx.errors import FolderError, OptionError
 from adaptx.tasks import Classification, Task
 from adaptx.training.average import Average
+from adaptx.training.checkpoint import Checkpoint
 from adaptx.training.optimizing import optimizer_and_schedule
-from adaptx.training.plan import Plan, Step
+from adaptx.training.plan import Plan
 from adaptx.training.probe import check_probe_first
 from adaptx.training.record import Job, Kept
+from adaptx.training.resuming import Progress, Resuming
 from adaptx.training.routed import Routed
 from adaptx.training.rows import Data, EncodedRows, open_data
 from adaptx.training.runlog import RunLog
@@ -90,27 +94,52 @@ class Member:
 
 
 class Trainee:
-    """A member in training: its next rows, and what happens with their loss."""
+    """A member in training: its next rows, and what happens with their loss.
 
-    def __init__(self, job: Job, config: PeftConfig, routed: Routed, run: Path | None):
+    It goes on from `found`, a checkpoint of its `run`, after `before` seconds.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        config: PeftConfig,
+        routed: Routed,
+        run: Path | None,
+        every: float,
+        found: Checkpoint | None = None,
+        before: float = 0.0,
+    ):
         assert isinstance(job.train, EncodedRows)  # as Member.job makes them
         self.job, self.routed, self.options, self.train = job, routed, job.options, job.train
         self.plan = Plan(
             len(job.train), self.options.batch_size, 1, 1, 0, self.options.seed, job.train.lengths
         )
+        self.steps = self.options.epochs * len(self.plan)
         self.optimizer, self.schedule = optimizer_and_schedule(
-            job.adapter, self.options, self.options.epochs * len(self.plan)
+            job.adapter, self.options, self.steps
         )
         self.average = Average(job.adapter.trainable() if self.options.average else [])
         self.kept = Kept(job)
-        self.log = RunLog(run, job.accelerator, job.about(config))
+        self.resuming = Resuming(
+            job, run, every, self.optimizer, self.schedule, self.average, self.kept
+        )
+        self.at = self.resuming.restore(found) if found else Progress()
+        self.kept.started = time.perf_counter() - before
+        goes_on = (self.at.step, len(self.kept.history))
+        self.log = RunLog(run, job.accelerator, job.about(config), goes_on)
         self.log.__enter__()
-        self.step_number, self.epoch = 0, 1
-        self.losses: list[float] = []
         self.targets: Sequence[np.ndarray] = ()
-        self.ahead = iter(self.plan.steps(1))
-        self.started = time.perf_counter()
-        self.now: Step | None = next(self.ahead)
+        self._begin_epoch()
+
+    @property
+    def name(self) -> str:
+        """The adapter's."""
+        return self.job.adapter.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last epoch is over."""
+        return self.at.epoch > self.options.epochs
 
     @property
     def rows(self) -> np.ndarray:
@@ -120,7 +149,7 @@ class Trainee:
 
     def drawn(self) -> Sequence[list[int]]:
         """Token ids of its next batch's windows; `loss` will have their targets."""
-        ids, self.targets = self.train.drawn(self.rows, (self.options.seed, self.epoch))
+        ids, self.targets = self.train.drawn(self.rows, (self.options.seed, self.at.epoch))
         return ids
 
     def loss(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -130,52 +159,69 @@ class Trainee:
         losses = self.job.losses(outputs, targets, self.options.smoothing)
         return losses.sum() / len(losses)
 
-    def step(self, loss: float, tokens: int) -> bool:
-        """After the backward pass: clip, step, score an epoch that ends; whether it is finished.
+    def step(self, loss: float, tokens: int) -> None:
+        """After the backward pass: clip, step, score an epoch that ends.
 
         Raises TrainingDiverged.
         """
-        self.step_number += 1
-        number, epoch, adapter = self.step_number, self.epoch, self.job.adapter
+        at, adapter = self.at, self.job.adapter
+        at.step, at.place = at.step + 1, at.place + 1
         norm = torch.nn.utils.clip_grad_norm_(adapter.trainable(), self.options.clip or math.inf)
         (lr, *_), gradient = self.schedule.get_last_lr(), float(norm)
-        self.kept.check(loss, gradient, number, epoch, self.rows)
-        self.log.step(number, epoch, loss=loss, lr=lr, grad_norm=gradient, tokens=tokens)
+        self.kept.check(loss, gradient, at.step, at.epoch, self.rows)
+        self.log.step(at.step, at.epoch, loss=loss, lr=lr, grad_norm=gradient, tokens=tokens)
         self.optimizer.step()
         self.average.update()
         self.schedule.step()
         self.optimizer.zero_grad()
-        self.losses.append(loss)
+        at.losses.append(loss)
         self.now = next(self.ahead, None)
-        return self.now is None and self._epoch()
+        if self.now is None:
+            self._end_epoch()
 
-    def _epoch(self) -> bool:
-        """Score the epoch, and begin the next one; whether there is none."""
-        epoch = self.epoch
+    def _end_epoch(self) -> None:
+        at = self.at
         _, _, tired = end_epoch(
             self.job,
             self.routed,
             self.kept,
             self.average,
             self.log,
-            epoch=epoch,
-            step=self.step_number,
-            losses=self.losses,
+            epoch=at.epoch,
+            step=at.step,
+            losses=at.losses,
             started=self.started,
         )
         self.routed.train()
-        if epoch == self.options.epochs or tired:
-            return True
-        self.epoch, self.losses, self.started = epoch + 1, [], time.perf_counter()
-        self.ahead = iter(self.plan.steps(self.epoch))
-        self.now = next(self.ahead)
-        return False
+        self.at = Progress(at.step, (self.options.epochs if tired else at.epoch) + 1)
+        self._begin_epoch()
 
-    def finish(self) -> Adapter:
-        """The best epoch's adapter; the run is done."""
+    def _begin_epoch(self) -> None:
+        """Take up the epoch where it is; there is none after the last."""
+        self.started = time.perf_counter()
+        steps = () if self.finished else self.plan.steps(self.at.epoch)
+        self.ahead = islice(steps, self.at.place, None)
+        self.now = next(self.ahead, None)
+
+    def checkpoint(self) -> None:
+        """Write one into the run's folder; FolderError where that can't be."""
+        self.resuming.save(self.at)
+
+    def finish(self, done: Callable[[Adapter], None] | None) -> Adapter:
+        """The best epoch's adapter, given to `done`, after which the run is done.
+
+        The last checkpoint has it too: a job that is resumed has no step to take again.
+        """
+        try:
+            self.checkpoint()
+        except FolderError as error:  # the adapter itself is whole
+            warnings.warn(f"{self.name} has no last checkpoint: {error}", stacklevel=2)
         self.kept.restore()
+        adapter = self.job.adapter.requires_grad_(False).eval()
+        if done is not None:
+            done(adapter)
         self.log.__exit__(None, None, None)
-        return self.job.adapter.requires_grad_(False).eval()
+        return adapter
 
     def fail(self, error: BaseException) -> None:
         """The run failed, or was interrupted with all the others."""

@@ -23,6 +23,7 @@ from adaptx import storage
 from adaptx.errors import (
     FolderError,
     OptionError,
+    OutputExists,
     TrainingDiverged,
     TrainingInterrupted,
     choices,
@@ -82,6 +83,13 @@ def check_run(
     # What a killed run may have left: the lock comes first, and run.json is made anew.
     if resume and run and any((Path(run) / name).exists() for name in (FACTS, LOCK, CHECKPOINTS)):
         return Path(run)
+    if run is not None and (Path(run) / FACTS).is_file():
+        state = read_run(run).state
+        raise OutputExists(
+            f"{run} has a run already, which is {state}: "
+            f"{'' if state == 'done' else 'go on with it by --resume (resume=True), or '}"
+            f"choose another folder."
+        )
     return None if run is None else storage.check_output(run, overwrite=False)
 
 

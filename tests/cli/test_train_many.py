@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from adaptx.training.many_file import many_of
 from adaptx.training.runs import read_run
 from tests.cli.test_cli import refused, run
 from tests.conftest import ROOT, SAMPLE
+from tests.training.test_many import signal_at
 
 PAGE = (ROOT / "docs" / "many.md").read_text()
 
@@ -59,6 +61,39 @@ def test_a_dropped_adapter_shows_in_the_exit_code(small_folders, tmp_path):
     )
     assert "Wrote 1 adapters" in done.stdout and "bad was dropped" in done.stderr
     assert [folder.name for folder in (tmp_path / "made").iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_job_that_was_cut_off_goes_on(small_folders, tmp_path, number, code):
+    made, runs = tmp_path / "made", tmp_path / "runs"
+    path = write(
+        tmp_path / "many.yaml", [{"name": "a"}, {"name": "b", "epochs": 2}, {"name": "c"}], slots=2
+    )
+    command = ["train", "--config", path, "-o", made, "-e", small_folders["bert"], "--run", runs]
+    with signal_at(30, number):  # of 11 steps of a, 22 of b, 11 of c
+        cut = run(*command, code=code)
+    assert f"{number.name} ended the training of b, c after step" in cut.stderr
+    assert f"--run {runs} --resume" in cut.stderr
+    assert "b has a run already, which is interrupted: go on with it by --resume" in refused(
+        *command
+    )
+    assert "--resume needs --run" in refused(*command[:-2], "--resume")
+    again = run(*command, "--resume")
+    assert "a is there already" in again.stderr and "Wrote 2 adapters" in again.stdout
+    assert again.stderr.count("goes on after step") == 2
+    assert sorted(folder.name for folder in made.iterdir()) == ["a", "b", "c"]
+    assert {read_run(folder).state for folder in runs.iterdir()} == {"done"}
+
+
+def test_what_an_earlier_job_finished_is_written_where_it_is_gone(small_folders, tmp_path):
+    made = tmp_path / "made"
+    path = write(tmp_path / "many.yaml", [{"name": "a"}])
+    command = ["train", "--config", path, "-o", made, "-e", small_folders["bert"]]
+    run(*command, "--run", tmp_path / "runs")
+    (made / "a").rename(tmp_path / "away")
+    assert "Wrote 1 adapters" in run(*command, "--run", tmp_path / "runs", "--resume").stdout
+    weights = "adapter_model.safetensors"
+    assert (made / "a" / weights).read_bytes() == (tmp_path / "away" / weights).read_bytes()
 
 
 def test_options_that_the_file_has_are_refused(tmp_path):

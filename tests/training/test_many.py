@@ -1,12 +1,18 @@
 """Many adapters in one job are what separate trainings make of them."""
 
+import os
+import signal
+from contextlib import contextmanager
+
 import pytest
 import torch
+from filelock import FileLock
 from peft import LoraConfig
 
 import adaptx as ax
 from adaptx.data.read import read_examples
-from adaptx.errors import OptionError
+from adaptx.errors import OptionError, OutputExists, TrainingInterrupted
+from adaptx.training.plan import Plan
 from adaptx.training.runs import read_log, read_run
 from tests.conftest import SAMPLE
 
@@ -137,10 +143,124 @@ def test_a_runs_folder_that_is_there_is_refused_before_any_training(small, tmp_p
 
 def test_an_interrupt_ends_every_run(small, tmp_path):
     def stop(adapter):
-        raise KeyboardInterrupt
+        if adapter.name == "middle":
+            raise KeyboardInterrupt
+
+    members = [member("short", epochs=1), member("middle"), member("long", epochs=3)]
+    with pytest.raises(KeyboardInterrupt):
+        ax.train_many(small, members, runs=tmp_path, done=stop)
+    states = {name: read_run(tmp_path / name).state for name in ("short", "middle", "long")}
+    assert states == {"short": "done", "middle": "failed", "long": "failed"}
+
+
+@contextmanager
+def signal_at(step, number=signal.SIGTERM):
+    """The signal comes when the members have drawn so many batches together."""
+
+    def steps(self, epoch):
+        for one in original(self, epoch):
+            drawn.append(one)
+            if len(drawn) == step:
+                os.kill(os.getpid(), number)
+            yield one
+
+    drawn, original = [], Plan.steps
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "steps", steps)
+        yield
+
+
+def losses_of(run):
+    return [(e["step"], e["epoch"], e["loss"], e["lr"]) for e in read_log(read_run(run), "step")]
+
+
+CUT = [
+    member("short", train=TRAIN[:60], epochs=1),
+    member("long", epochs=3),
+    member("patient", train=TRAIN[:100], seed=2, patience=1, epochs=9),
+    member("last", seed=3, epochs=1),
+]
+DROPPING = [member("one", lora(lora_dropout=0.3)), member("two", lora(lora_dropout=0.1), seed=5)]
+
+
+@pytest.mark.parametrize(
+    ("members", "at"),
+    [(CUT, 3), (CUT, 13), (CUT, 30), (DROPPING, 17)],
+    ids=["at once", "one waits", "one is done", "dropout"],
+)
+def test_a_job_that_was_cut_off_ends_in_the_same_losses_and_weights(small, tmp_path, members, at):
+    whole = ax.train_many(small, members, slots=3, runs=tmp_path / "whole")
+    runs = tmp_path / "cut"
+    with signal_at(at), pytest.raises(TrainingInterrupted, match=r"train_many\(…, runs=") as caught:
+        ax.train_many(small, members, slots=3, runs=runs, resume=True)
+    assert caught.value.signal == signal.SIGTERM and f"--run {runs} --resume" in str(caught.value)
+    states = {path.name: read_run(path).state for path in runs.iterdir()}
+    begun = [one.name for one in members if one.name in states]
+    assert {name for name, state in states.items() if state == "interrupted"} == {
+        name for name in begun if name in caught.value.adapters
+    }
+    handed = []
+    found = ax.train_many(small, members, slots=3, runs=runs, resume=True, done=handed.append)
+    assert {adapter.name for adapter in handed} == set(caught.value.adapters)
+    assert list(found.adapters) == [one.name for one in members] and not found.failed
+    for name, adapter in found.adapters.items():
+        assert losses_of(runs / name) == losses_of(tmp_path / "whole" / name), name
+        assert read_run(runs / name).state == "done"
+        wanted = whole.adapters[name].weights()
+        assert all(torch.equal(weight, wanted[at]) for at, weight in adapter.weights().items())
+
+
+def test_what_is_finished_is_handed_back_without_a_step(small, tmp_path):
+    members = [member("one", epochs=1), member("two", patience=1, lr=3e-2, epochs=30)]
+    first = ax.train_many(small, members, runs=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = ax.train_many(small, members, runs=tmp_path, resume=True, done=pytest.fail)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for name, adapter in first.adapters.items():
+        there, here = (one.facts.training for one in (adapter, again.adapters[name]))
+        assert (here["history"], here["best"]) == (there["history"], there["best"])
+        assert len(here["history"]) < 30  # patience was at its end
+        wanted = adapter.weights()
+        found = again.adapters[name].weights()
+        assert all(torch.equal(weight, wanted[at]) for at, weight in found.items())
+
+
+def test_a_job_that_was_killed_goes_on_from_its_last_checkpoints(small, tmp_path):
+    def die(adapter):
+        raise KeyboardInterrupt  # without a word to anybody else
 
     members = [member("short", epochs=1), member("long")]
     with pytest.raises(KeyboardInterrupt):
-        ax.train_many(small, members, runs=tmp_path, done=stop)
-    assert read_run(tmp_path / "short").state == "done"
-    assert read_run(tmp_path / "long").state == "failed"
+        ax.train_many(small, members, runs=tmp_path, checkpoint_every=0.0, done=die)
+    handed = []
+    found = ax.train_many(small, members, runs=tmp_path, resume=True, done=handed.append)
+    assert [adapter.name for adapter in handed] == ["short", "long"]
+    for one in members:
+        same(found.adapters[one.name], alone(small, one))
+        steps = [step for step, *_ in losses_of(tmp_path / one.name)]
+        assert steps == list(range(1, 11 * one.settings["epochs"] + 1))
+
+
+def test_another_jobs_runs_are_refused(small, tmp_path):
+    members = [member("one"), member("two")]
+    with signal_at(9, signal.SIGINT), pytest.raises(TrainingInterrupted):
+        ax.train_many(small, members, runs=tmp_path)
+    with pytest.raises(OutputExists, match="which is interrupted: go on with it by --resume"):
+        ax.train_many(small, members, runs=tmp_path)
+    changed = [member("one"), member("two", lr=1e-5)]
+    with pytest.raises(OptionError, match=r"trained. two: .*lr was 0\.003 and is 1e-05"):
+        ax.train_many(small, changed, runs=tmp_path, resume=True)
+    assert read_run(tmp_path / "one").state == "interrupted"
+    run = tmp_path / "one" / "run.json"
+    run.write_text(run.read_text().replace('"interrupted"', '"running"'))
+    with FileLock(run.with_name("run.lock")), pytest.raises(OptionError, match="another process"):
+        ax.train_many(small, members, runs=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"resume": True}, "Which runs"), ({"checkpoint_every": -1}, "checkpoint_every=-1")],
+)
+def test_what_resuming_needs_is_said(small, options, named):
+    with pytest.raises(OptionError, match=named):
+        ax.train_many(small, [member("x")], **options)
