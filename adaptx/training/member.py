@@ -23,7 +23,7 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.data.streams import Columns
 from adaptx.encoder.encoder import Encoder
-from adaptx.errors import FolderError, OptionError
+from adaptx.errors import AdaptxError, OptionError
 from adaptx.tasks import Classification, Task
 from adaptx.training.average import Average
 from adaptx.training.checkpoint import Checkpoint
@@ -214,7 +214,7 @@ class Trainee:
         """
         try:
             self.checkpoint()
-        except FolderError as error:  # the adapter itself is whole
+        except (AdaptxError, OSError) as error:  # the adapter itself is whole
             warnings.warn(f"{self.name} has no last checkpoint: {error}", stacklevel=2)
         self.kept.restore()
         adapter = self.job.adapter.requires_grad_(False).eval()

@@ -1,6 +1,7 @@
 """Many adapters in one job are what separate trainings make of them."""
 
 import os
+import shutil
 import signal
 from contextlib import contextmanager
 
@@ -112,6 +113,32 @@ def test_a_member_that_diverges_is_dropped(small, tmp_path, capsys):
         same(adapter, alone(small, next(one for one in members if one.name == name)))
         steps = read_log(read_run(tmp_path / name), "step")
         assert len(steps) == 22 and all(step["tokens"] > 0 for step in steps)
+
+
+@pytest.mark.filterwarnings("ignore:third has no last checkpoint")
+@pytest.mark.parametrize("every", [0.0, 300.0])
+def test_one_that_cant_be_written_is_dropped(small, tmp_path, every):
+    """The first where it is saved, the second's run, the third's checkpoint before its last one."""
+
+    def save(adapter):
+        (tmp_path / "runs" / "second").touch()
+        shutil.rmtree(tmp_path / "runs" / "third" / "checkpoints", ignore_errors=True)
+        (tmp_path / "runs" / "third" / "checkpoints").touch()
+        adapter.save(tmp_path / "made" / adapter.name)
+
+    (tmp_path / "made" / "first").mkdir(parents=True)
+    (tmp_path / "made" / "first" / "mine.txt").write_text("x")
+    members = [member("first", epochs=1), member("third"), member("second"), member("last")]
+    found = ax.train_many(
+        small, members, slots=2, runs=tmp_path / "runs", checkpoint_every=every, done=save
+    )
+    whole = ["third", "last"] if every else ["last"]
+    assert list(found.adapters) == whole
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {"first", *whole}
+    assert list(found.failed) == [one.name for one in members if one.name not in whole]
+    for name, said in (("first", "wasn't written by adaptx"), ("second", "second")):
+        assert said in str(found.failed[name])
+    same(found.adapters["last"], alone(small, members[-1]))
 
 
 @pytest.mark.parametrize(
