@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
-from adaptx.errors import OptionError
+from adaptx.errors import AdaptxError, OptionError
 from adaptx.training.many_file import KEYS, Job, check_keys, check_names
 
 
@@ -78,9 +78,21 @@ def train_many(
         save(found.adapters[name])
     typer.echo(f"Wrote {len(found.adapters)} adapters into {output}. Their logs: {runs}.")
     for name, error in found.failed.items():
-        typer.echo(f"{name} was dropped: {error}", err=True)
+        typer.echo(f"{name} was dropped: {error}{_last_good(error, save, output)}", err=True)
     if found.failed:
         raise typer.Exit(1)
+
+
+def _last_good(error: Exception, save: Callable[[Any], None], output: Path) -> str:
+    """Save what a training that diverged has kept, and say where it is, or why it isn't there."""
+    adapter = getattr(error, "adapter", None)
+    if adapter is None:
+        return ""
+    try:
+        save(adapter)
+    except (AdaptxError, OSError) as why:
+        return f" It isn't saved: {why}"
+    return f" It is in {output / adapter.name}."
 
 
 def _member(one: dict[str, Any]) -> Any:

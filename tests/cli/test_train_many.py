@@ -27,6 +27,7 @@ def write(path, adapters, **top):
 def test_the_pages_file_trains_what_it_says(small_folders, tmp_path, monkeypatch):
     """With the page's data where it says, and a small encoder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADAPTX_RUNS")
     said = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
     for one in said["adapters"]:
         for split in ("train", "dev"):
@@ -48,6 +49,7 @@ def test_the_pages_file_trains_what_it_says(small_folders, tmp_path, monkeypatch
         lr = float(one.get("lr", said["defaults"]["lr"]))  # YAML takes 5e-4 for a text
         assert adapter.facts.training["settings"]["lr"] == lr
         assert read_run(tmp_path / "runs" / "many" / one["name"]).state == "done"
+        assert f"many/{one['name']} " in run("runs", "list").stdout
     again = run(*command)
     assert again.stderr.count("skipped") == 3 and "All 3 adapters" in again.stdout
 
@@ -61,6 +63,18 @@ def test_a_dropped_adapter_shows_in_the_exit_code(small_folders, tmp_path):
     )
     assert "Wrote 1 adapters" in done.stdout and "bad was dropped" in done.stderr
     assert [folder.name for folder in (tmp_path / "made").iterdir()] == ["good"]
+
+
+def test_the_last_good_epoch_of_one_that_diverges_is_saved(small_folders, tmp_path):
+    late = {"lr": 1e28, "clip": 0.0, "warmup": 0.5, "epochs": 4, "batch_size": 168}
+    path = write(tmp_path / "many.yaml", [{"name": "good"}, {"name": "late", **late}])
+    command = ["train", "--config", path, "-o", tmp_path / "made", "-e", small_folders["bert"]]
+    done = run(*command, code=1)
+    assert "Wrote 1 adapters" in done.stdout
+    assert "The adapter of epoch 1 is kept. Lower the learning rate" in done.stderr
+    assert f"or raise the warm-up. It is in {tmp_path / 'made' / 'late'}." in done.stderr
+    kept = ax.Adapter.load(tmp_path / "made" / "late", ax.Encoder.from_pretrained(command[-1]))
+    assert len(kept.facts.training["history"]) == 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
