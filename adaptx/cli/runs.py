@@ -51,7 +51,10 @@ def list_runs(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list.")] = False,
 ) -> None:
-    """List the runs of a folder, the oldest first; a damaged one is a row that says so."""
+    """List the runs of a folder, those of jobs of many too, the oldest first.
+
+    A damaged one is a row that says so.
+    """
     from adaptx.cli.show import duration, print_table
     from adaptx.training.runs import find_runs, read_run, runs_dir, since
 
@@ -75,13 +78,13 @@ def list_runs(
         return
     rows: list[Sequence[object]] = [
         (
-            *(run.folder.name, run.state, run.method, run.encoder, _best(run)),
+            *(_name(run.folder, under), run.state, run.method, run.encoder, _best(run)),
             f"{run.epochs}/{run.settings.get('epochs', run.epochs)}",
             *(duration(run.seconds), duration(since(run.started))),
         )
         for run in found
     ]
-    rows += [(path.name, "damaged", *[None] * 6) for path in damaged]
+    rows += [(_name(path, under), "damaged", *[None] * 6) for path in damaged]
     columns = ("run", "state", "method", "encoder", "best on dev", "epochs", "took", "age")
     print_table(columns, rows, left=5)
     for said in damaged.values():
@@ -129,6 +132,11 @@ def plot(
 
     plot_runs(found, output, metric)
     typer.echo(f"Wrote {output}.")
+
+
+def _name(run: Path, under: Path) -> str:
+    """What a run is called in a list of the runs under a folder, or of it alone."""
+    return run.name if run == under else run.relative_to(under).as_posix()
 
 
 def _read(folders: Sequence[Path]) -> list[Run]:

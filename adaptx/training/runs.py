@@ -137,12 +137,15 @@ def read_log(run: Run, kind: str) -> list[dict[str, Any]]:
 
 
 def find_runs(folder: str | Path) -> Iterator[Path]:
-    """The folders with a run.json: `folder` itself, or those right below it, by name."""
+    """The folders with a run.json: `folder` itself, or those right below it, or below those, as a
+    job with many adapters has them; by name.
+    """
     folder = Path(folder)
     if (folder / FACTS).is_file():
         yield folder
     elif folder.is_dir():
-        yield from sorted(path.parent for path in folder.glob(f"*/{FACTS}"))
+        found = [*folder.glob(f"*/{FACTS}"), *folder.glob(f"*/*/{FACTS}")]
+        yield from sorted(path.parent for path in found)
 
 
 def now() -> str:

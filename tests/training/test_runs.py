@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -327,8 +328,10 @@ def test_fresh_folders_dont_collide(tmp_path, monkeypatch):
     assert all(folder.parent == tmp_path for folder in folders)
 
 
-def test_runs_are_found_right_below_a_folder_or_in_it(trained, tmp_path):
+def test_runs_are_found_below_a_folder_or_in_it(trained, tmp_path):
     _, run = trained
     assert list(runs.find_runs(run.folder.parent)) == [run.folder]
     assert list(runs.find_runs(run.folder)) == [run.folder]
     assert list(runs.find_runs(tmp_path)) == list(runs.find_runs(tmp_path / "no")) == []
+    shutil.copytree(run.folder, tmp_path / "job" / "one")  # of many adapters
+    assert list(runs.find_runs(tmp_path)) == [tmp_path / "job" / "one"]
