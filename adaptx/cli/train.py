@@ -15,6 +15,9 @@ from adaptx.cli.run import already_done, main_process
 from adaptx.cli.train_many import train_many
 from adaptx.cli.train_together import train_together
 from adaptx.errors import OptionError, TrainingDiverged, choices
+from adaptx.training.many_file import KEYS
+from adaptx.training.settings import Settings
+from adaptx.training.together_file import TASK, TOP
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -202,10 +205,11 @@ def train(
             "overwrite": overwrite,
             "dry_run": dry_run,
         }
-        _check_file(ctx, MANY if "adapters" in file else TOGETHER)
         if "adapters" in file:
+            _check_file(ctx, MANY, MANY_KEYS, "there, under defaults or an adapter")
             train_many(many_of(config, file), output, **common_)
         else:
+            _check_file(ctx, TOGETHER, TOGETHER_KEYS, "there")
             train_together(
                 together_of(config, file),
                 output,
@@ -236,7 +240,6 @@ def train(
     from adaptx.adapters.peft_config import read_config
     from adaptx.training.runlog import check_run
     from adaptx.training.runs import fresh_folder
-    from adaptx.training.settings import Settings
     from adaptx.training.train import check_asked
 
     settings: dict[str, Any] = {
@@ -318,6 +321,11 @@ MANY = (
     *("run", "resume", "checkpoint_every", "overwrite", "dry_run"),
 )
 TOGETHER = (*MANY, "checkpointing")
+# What such a file calls the other options, where it has them: itself, or in its `lora`.
+LORA_KEYS = {name: name for name in ("r", "lora_alpha", "target_modules", "use_rslora")}
+LORA_KEYS["dropout"] = "lora_dropout"
+MANY_KEYS = {*KEYS, *Settings.__dataclass_fields__} - {"accumulate"}
+TOGETHER_KEYS = {*TOP, *TASK}
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
@@ -325,13 +333,22 @@ def _given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _check_file(ctx: typer.Context, taken: Sequence[str]) -> None:
-    """Raise OptionError for options that a file with many adapters or tasks says itself."""
-    if said := [name for name in ctx.params if _given(ctx, name) and name not in taken]:
-        names = choices("--" + name.replace("_", "-") for name in said)
+def _check_file(ctx: typer.Context, taken: Sequence[str], keys: set[str], where: str) -> None:
+    """Raise OptionError for options that a file with many adapters or tasks says itself, or that
+    are nothing to it.
+    """
+    said = [name for name in ctx.params if _given(ctx, name) and name not in taken]
+    named = {name: "--" + name.replace("_", "-") for name in said}
+    other = [named[name] for name in said if name not in {*LORA_KEYS, *keys}]
+    if other:
         raise OptionError(
-            f"{names} would have no effect with a file of many adapters or tasks: write it there, "
-            f"under defaults or an adapter."
+            f"{choices(other)} can't be had for a file of many adapters or tasks: leave it out."
+        )
+    if said:
+        found = [f"lora: {{{LORA_KEYS[n]}: …}}" if n in LORA_KEYS else f"{n}: …" for n in said]
+        raise OptionError(
+            f"{choices(named.values())} would have no effect with a file of many adapters or "
+            f"tasks: write {choices(found)} {where}."
         )
 
 

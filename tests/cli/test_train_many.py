@@ -112,9 +112,18 @@ def test_what_an_earlier_job_finished_is_written_where_it_is_gone(small_folders,
 
 def test_options_that_the_file_has_are_refused(tmp_path):
     path = write(tmp_path / "many.yaml", [{"name": "x"}])
-    assert "--epochs would have no effect" in refused(
-        "train", "--config", path, "-o", tmp_path / "made", "--epochs", "3"
-    )
+    for option, said in {
+        "--epochs=3": "--epochs would have no effect .*: write epochs: … there, under defaults or",
+        "--dropout=0.1": r"write lora: {lora_dropout: …} there",
+        "--lora-alpha=3": r"write lora: {lora_alpha: …} there",
+        "--track=wandb": "--track can't be had for a file of many",
+        "--checkpointing": "--checkpointing can't be had",
+        "--accumulate=2": "--accumulate can't be had",
+        "--method=dora": "--method can't be had",
+    }.items():
+        assert re.search(
+            said, refused("train", "--config", path, "-o", tmp_path / "made", option)
+        ), option
     assert "'x' is used twice" in refused(
         "train", "--config", write(tmp_path / "two.yaml", [{"name": "x"}, {"name": "x"}]),
         "-o", tmp_path / "made",
