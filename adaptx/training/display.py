@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 
 from adaptx.evaluation.metrics import score_line
+from adaptx.tasks.base import title
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,9 +21,12 @@ SHOWN = 4  # running adapters whose losses are shown
 
 
 class Display:
-    """One display, on the main process: a bar on a terminal, and a line for each epoch."""
+    """One display, on the main process: a bar on a terminal, and a line for each epoch.
 
-    def __init__(self, accelerator: Accelerator, total: int):
+    `metric` chooses the best epoch, whose value the bar shows.
+    """
+
+    def __init__(self, accelerator: Accelerator, total: int, metric: str | None = None):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -36,6 +41,8 @@ class Display:
             disable=not accelerator.is_main_process,
         )
         self.task = self.bar.add_task("training", total=total)
+        self.metric, self.best = metric or "", ""
+        self.tokens, self.seconds, self.clock = 0, 0.0, time.perf_counter()
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -49,9 +56,18 @@ class Display:
         self.say(f"Going on after step {step}, from {checkpoint}.")
         self.bar.update(self.task, completed=step)
 
-    def step(self, epoch: int, loss: float) -> None:
-        """Move the bar by one optimizer step."""
-        self.bar.update(self.task, advance=1, description=f"epoch {epoch}  loss {loss:.4f}")
+    def step(self, epoch: int, loss: float, tokens: int) -> None:
+        """Move the bar by one optimizer step over so many tokens."""
+        now = time.perf_counter()
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + now - self.clock
+        self.clock = now
+        said = f"epoch {epoch}  loss {loss:.4f}  {self.speed}{self.best}"
+        self.bar.update(self.task, advance=1, description=said)
+
+    @property
+    def speed(self) -> str:
+        """Tokens of the texts for each second of steps."""
+        return f"{self.tokens / self.seconds:,.0f} tokens/s"
 
     def epoch(self, entry: dict[str, Any], best: bool) -> None:
         """Print the line of a finished epoch."""
@@ -67,6 +83,9 @@ class Display:
         )
         for part, scores in _by_part(entry).items():
             self.say(f"           {part}  {score_line(scores)}")
+        if best and self.metric in entry:
+            self.best = f"  best {title(self.metric)} {entry[self.metric]:.3f}"
+        self.clock = time.perf_counter()  # dev is no part of the steps' speed
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -92,7 +111,6 @@ class ManyDisplay(Display):
     def __init__(self, accelerator: Accelerator, adapters: int, total: int):
         super().__init__(accelerator, total)
         self.adapters, self.ended, self.total = adapters, 0, total
-        self.tokens, self.seconds = 0, 0.0
 
     def goes_on(self, name: str, checkpoint: Path, step: int) -> None:
         """Say that an adapter goes on, and where."""
@@ -102,21 +120,31 @@ class ManyDisplay(Display):
         """A shared step is done: how those that took it stand, and how fast they are."""
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
         shown = "  ".join(
-            f"{one.name} {one.at.epoch}: {one.at.losses[-1]:.3f}"
+            f"{one.name} {one.at.epoch}: {one.at.losses[-1]:.3f}{_best(one)}"
             for one in running[:SHOWN]
             if one.at.losses
         )
         more = f"  and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
-        done = f"{self.ended}/{self.adapters} done, {self.tokens / self.seconds:,.0f} tokens/s"
+        done = f"{self.ended}/{self.adapters} done, {self.speed}"
         self.bar.update(self.task, advance=len(running), description=f"{done}  {shown}{more}")
 
-    def finished(self, name: str, best: dict[str, Any]) -> None:
-        """Print the line of a finished adapter."""
-        self.ended += 1
+    def finished(self, name: str, best: dict[str, Any], left: int) -> None:
+        """Print the line of a finished adapter, which leaves so many steps untaken."""
+        self._ended(left)
         dev = f"  dev loss {best['dev_loss']:.4f}  {score_line(best)}" if "dev_loss" in best else ""
         self.say(f"{name}: epoch {best['epoch']}{dev}  ({self.ended} of {self.adapters} done)")
 
-    def failed(self, name: str, error: Exception) -> None:
+    def failed(self, name: str, error: Exception, left: int) -> None:
         """Say that an adapter was dropped, and why."""
-        self.ended += 1
+        self._ended(left)
         self.say(f"{name} was dropped, the others go on: {error}")
+
+    def _ended(self, left: int) -> None:
+        self.ended, self.total = self.ended + 1, self.total - left
+        self.bar.update(self.task, total=self.total)
+
+
+def _best(trainee: Trainee) -> str:
+    """An adapter's best score on dev so far."""
+    value = trainee.kept.best.get(trainee.options.metric or "")
+    return "" if value is None else f", best {value:.3f}"

@@ -238,7 +238,7 @@ class _UnderWay:
             try:
                 trainee = self._begun(one)
             except FAILURES as error:
-                self._drop(one.name, error)
+                self._drop(one, error)
                 continue
             self.running.append(trainee)
             if trainee.finished:
@@ -272,7 +272,7 @@ class _UnderWay:
         def finish(one: Trainee) -> None:
             self.found.adapters[one.name] = one.finish(done)
             self.running.remove(one)
-            self.display.finished(one.name, one.kept.best)
+            self.display.finished(one.name, one.kept.best, one.left)
 
         self._each(finish, trainees)
 
@@ -286,11 +286,11 @@ class _UnderWay:
             except FAILURES as error:
                 self.running.remove(trainee)
                 trainee.fail(error)
-                self._drop(trainee.name, error)
+                self._drop(trainee, error)
 
-    def _drop(self, name: str, error: Exception) -> None:
-        self.found.failed[name] = error
-        self.display.failed(name, error)
+    def _drop(self, one: Waiting | Trainee, error: Exception) -> None:
+        self.found.failed[one.name] = error
+        self.display.failed(one.name, error, one.left)
 
 
 def _shared_step(

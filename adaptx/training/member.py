@@ -142,6 +142,11 @@ class Trainee:
         return self.at.epoch > self.options.epochs
 
     @property
+    def left(self) -> int:
+        """How many steps all its epochs have yet."""
+        return self.steps - self.at.step
+
+    @property
     def rows(self) -> np.ndarray:
         """The places of its next batch's rows."""
         assert self.now is not None

@@ -210,7 +210,10 @@ def _loop(
     kept = Kept(job)
     resuming = Resuming(job, run, checkpoint_every, optimizer, schedule, average, kept)
     at = resuming.restore(found) if found else Progress()
-    with Display(accelerator, total) as display, Stopping(run is not None) as stopping:
+    with (
+        Display(accelerator, total, options.metric) as display,
+        Stopping(run is not None) as stopping,
+    ):
         if routed.why_plain:
             display.say(f"Not on the fast path: {routed.why_plain}.")
         if found:
@@ -253,7 +256,7 @@ def _loop(
                 schedule.step()
                 optimizer.zero_grad()
                 at.losses.append(loss_value)
-                display.step(epoch, loss_value)
+                display.step(epoch, loss_value, int(tokens))
                 if due or any(signals):
                     resuming.save(at)
                 _stop(signals, at, run)

@@ -1,6 +1,7 @@
 """Many adapters in one job are what separate trainings make of them."""
 
 import os
+import re
 import shutil
 import signal
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from peft import LoraConfig
 import adaptx as ax
 from adaptx.data.read import read_examples
 from adaptx.errors import OptionError, OutputExists, TrainingInterrupted
+from adaptx.training.display import Display
 from adaptx.training.plan import Plan
 from adaptx.training.runs import read_log, read_run
 from tests.conftest import SAMPLE
@@ -178,6 +180,48 @@ def test_an_interrupt_ends_every_run(small, tmp_path):
         ax.train_many(small, members, runs=tmp_path, done=stop)
     states = {name: read_run(tmp_path / name).state for name in ("short", "middle", "long")}
     assert states == {"short": "done", "middle": "failed", "long": "failed"}
+
+
+@contextmanager
+def shown():
+    """The last display that was left inside, as its bar stands: {total, completed, description}."""
+
+    def leave(self, *error):
+        found.update({name: getattr(self.bar.tasks[0], name) for name in wanted})
+        original(self, *error)
+
+    found, original, wanted = {}, Display.__exit__, ("total", "completed", "description")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Display, "__exit__", leave)
+        yield found
+
+
+def test_the_bar_counts_the_steps_that_are_left_and_shows_the_best_score(small, tmp_path):
+    late = {"lr": 1e28, "clip": 0.0, "warmup": 0.5, "epochs": 4, "batch_size": 168}
+    members = [
+        member("patient", patience=1, lr=3e-2, epochs=30),
+        member("late", **late),
+        member("long", epochs=20),
+    ]
+    with shown() as bar, signal_at(40), pytest.raises(TrainingInterrupted):
+        ax.train_many(small, members, runs=tmp_path)
+    assert bar["total"] == 30 * 11 + 2 + 20 * 11 > bar["completed"]  # the last one goes in step 2
+    assert re.search(
+        r"1/3 done, [\d,]+ tokens/s  patient 2: \d\.\d+, best 0\.\d", bar["description"]
+    )
+    with shown() as bar:
+        found = ax.train_many(small, members, runs=tmp_path, resume=True)
+    assert len(found.adapters["patient"].facts.training["history"]) < 30
+    assert bar["total"] == bar["completed"]
+
+
+def test_one_training_shows_its_speed_and_its_best_score(small):
+    with shown() as bar:
+        adapter = alone(small, member("x"))
+    best = adapter.facts.training["history"][0]["accuracy"]
+    assert re.search(
+        rf"epoch 2  loss \d.*  [\d,]+ tokens/s  best accuracy {best:.3f}", bar["description"]
+    )
 
 
 @contextmanager
