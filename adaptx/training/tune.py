@@ -113,14 +113,15 @@ def tune(
     """Search around `config`; what isn't searched stays as it is there, and in `settings`.
 
     alpha / r is that of `config` at every rank. Raises OptionError and DataError before any
-    training, and TrainingDiverged where every trial did.
+    training, and TrainingDiverged where every trial of the first rung did; where all of a later
+    one do, the best of the rung before is kept.
     """
     options = Settings.of(settings or {}).for_task(task, dev=True)
     combinations = combinations_of(
         encoder, config, lrs, ranks or [config.r], sites or [config.target_modules or "all-linear"]
     )
     trials: list[Trial] = []
-    adapters: dict[str, Adapter] = {}
+    winner: Adapter | None = None
     for rung, (count, epochs) in enumerate(rungs(len(combinations), options.epochs), 1):
         combinations = combinations[:count]
         members = [
@@ -139,19 +140,21 @@ def tune(
             for number, (lr, rank, at) in enumerate(combinations, 1)
         ]
         found = train_many(encoder, members, slots=slots, precision=precision)
-        adapters = found.adapters
         tried = []
         for member, (lr, rank, at) in zip(members, combinations, strict=True):
-            made = adapters.get(member.name)
+            made = found.adapters.get(member.name)
             best = made.facts.training["best"] if made is not None else None
             scores = {k: v for k, v in best.items() if k not in NOT_DEVS} if best else None
             tried.append((Trial(rung, epochs, lr, rank, at, scores), member.name))
         tried.sort(key=lambda one: one[0].rank(options.metric or ""), reverse=True)
         trials += [trial for trial, _ in tried]
-        if not adapters:
+        if not found.adapters and winner is None:
             raise next(iter(found.failed.values()))
+        if not found.adapters:
+            break
         combinations = [(trial.lr, trial.r, trial.sites) for trial, _ in tried]
-        winner = adapters[tried[0][1]]
+        winner = found.adapters[tried[0][1]]
+    assert winner is not None  # there is a rung, and its best or an error
     return Tuned(_named(winner, name, trials), trials)
 
 

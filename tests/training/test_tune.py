@@ -11,6 +11,7 @@ from adaptx.errors import OptionError, SiteError, TrainingDiverged
 from adaptx.training.tune import rungs
 from tests.cli.test_cli import refused, run
 from tests.conftest import SAMPLE
+from tests.training.test_train import Exploding
 
 FILES = {"train": SAMPLE / "train.jsonl", "dev": SAMPLE / "dev.jsonl"}
 
@@ -30,9 +31,10 @@ def test_each_rung_has_half_the_trials_and_twice_the_epochs(trials, epochs, plan
 
 
 def search(encoder, **options):
+    task = options.pop("task", ax.tasks.Classification())
     defaults = {"lrs": [1e-5, 1e-2, 1e28], "ranks": [2], "settings": {"epochs": 4, "clip": 0.0}}
     return ax.tune(
-        encoder, ax.tasks.Classification(), LoraConfig(r=4, target_modules="all-linear"),
+        encoder, task, LoraConfig(r=4, target_modules="all-linear"),
         name="best", **FILES, **(defaults | options),
     )  # fmt: skip
 
@@ -65,6 +67,16 @@ def test_ranks_and_sites_are_searched_at_one_scale(small):
 def test_where_all_diverge_the_reason_is_said(small):
     with pytest.raises(TrainingDiverged, match="rows"):
         search(small, lrs=[1e28, 2e28])
+
+
+def test_where_all_of_a_later_rung_diverge_the_best_of_the_one_before_is_kept(small):
+    task = Exploding(good=22)  # 2 epochs
+    found = search(small, task=task, lrs=[1e-3, 1e-2, 3e-2])
+    assert [(t.rung, t.scores is None) for t in found.trials] == [(1, False)] * 3 + [(2, True)] * 2
+    best, training = found.trials[0], found.adapter.facts.training
+    assert found.adapter.name == "best" and len(training["search"]) == 5
+    assert (training["settings"]["lr"], len(training["history"])) == (best.lr, 2)
+    assert training["best"]["accuracy"] == best.scores["accuracy"]
 
 
 def test_nothing_to_search_is_refused(small):
