@@ -114,11 +114,14 @@ class TrainingInterrupted(AdaptxError):
         self.signal, self.step, self.run = number, step, Path(run)
         self.adapters = tuple(adapters)
         whose = f" of {choices(adapters)}" if adapters else ""
-        call = "train_many(…, runs" if adapters else "train(…, run"
+        call = (
+            f"runs={str(run)!r}, resume=True"
+            if adapters
+            else f"ax.train(…, run={str(run)!r}, resume=True)"
+        )
         super().__init__(
             f"{Signals(number).name} ended the training{whose} after step {step}, which is saved: "
-            f"go on with the same command and --run {run} --resume "
-            f"(ax.{call}={str(run)!r}, resume=True))."
+            f"go on with the same command and --run {run} --resume ({call})."
         )
 
 

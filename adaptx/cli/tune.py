@@ -60,6 +60,13 @@ def tune(
         typer.Option("--precision", help="no, bf16 or auto.", show_default="accelerate's"),
     ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="The logs' new folder.", show_default="runs/<name>-<time>"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --run where it was cut off.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="All trials as JSON.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run.")] = False,
@@ -73,6 +80,8 @@ def tune(
         for one in sites.split(";")
     ]
     storage.check_output(output, overwrite, "adapter")
+    if resume and run is None:
+        raise OptionError("--resume needs --run: the folder with the trials' runs.")
 
     from peft import LoraConfig
 
@@ -80,6 +89,7 @@ def tune(
     from adaptx.data.large import open_records
     from adaptx.data.streams import Columns
     from adaptx.evaluation.metrics import metric_of
+    from adaptx.training.runs import fresh_folder
     from adaptx.training.settings import Settings
     from adaptx.training.tune import combinations_of, rungs
     from adaptx.training.tune import tune as search
@@ -101,11 +111,13 @@ def tune(
         said = ", then ".join(f"{count} for {many} epochs" for count, many in plan)
         typer.echo(f"Would train {said}: {steps} steps in all; into {output}.")
         return
+    called = name or output.resolve().name
+    runs = run or fresh_folder(called)
     found = search(
         opened,
         fitted,
         around,
-        name=name or output.resolve().name,
+        name=called,
         language=language,
         train=rows,
         dev=dev_rows,
@@ -114,6 +126,8 @@ def tune(
         sites=sets,
         slots=slots,
         precision=precision,
+        runs=runs,
+        resume=resume,
         settings=settings,
     )
     found.adapter.save(output, overwrite=overwrite)
@@ -121,7 +135,7 @@ def tune(
         typer.echo(json.dumps(found.adapter.facts.training["search"]))
     else:
         _show(found.trials, chosen)
-        typer.echo(f"Wrote {output}.")
+        typer.echo(f"Wrote {output}. The trials' logs: {runs}.")
 
 
 def _numbers(option: str, text: str, kind: type) -> list[Any]:

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptx.adapters.adapter import Adapter
@@ -108,13 +109,18 @@ def tune(
     label_column: str | None = None,
     slots: int = 8,
     precision: str | None = None,
+    runs: str | Path | None = None,
+    resume: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Tuned:
     """Search around `config`; what isn't searched stays as it is there, and in `settings`.
 
-    alpha / r is that of `config` at every rank. Raises OptionError and DataError before any
-    training, and TrainingDiverged where every trial of the first rung did; where all of a later
-    one do, the best of the rung before is kept.
+    alpha / r is that of `config` at every rank. `runs` is a folder for a run of each trial, named
+    "<name>-<rung>-<number>"; `resume` goes on there, as `ax.train_many` does.
+
+    Raises OptionError and DataError before any training, TrainingInterrupted, and TrainingDiverged
+    where every trial of the first rung did; where all of a later one do, the best of the rung
+    before is kept.
     """
     options = Settings.of(settings or {}).for_task(task, dev=True)
     combinations = combinations_of(
@@ -126,7 +132,7 @@ def tune(
         combinations = combinations[:count]
         members = [
             Member(
-                f"{name}-{number}",
+                f"{name}-{rung}-{number}",
                 _config(config, rank, at),
                 train=train,
                 dev=dev,
@@ -139,7 +145,9 @@ def tune(
             )
             for number, (lr, rank, at) in enumerate(combinations, 1)
         ]
-        found = train_many(encoder, members, slots=slots, precision=precision)
+        found = train_many(
+            encoder, members, slots=slots, precision=precision, runs=runs, resume=resume
+        )
         tried = []
         for member, (lr, rank, at) in zip(members, combinations, strict=True):
             made = found.adapters.get(member.name)

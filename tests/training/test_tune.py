@@ -8,9 +8,11 @@ from peft import LoraConfig
 import adaptx as ax
 from adaptx.data.read import read_examples
 from adaptx.errors import OptionError, SiteError, TrainingDiverged
+from adaptx.training.runs import find_runs
 from adaptx.training.tune import rungs
 from tests.cli.test_cli import refused, run
 from tests.conftest import SAMPLE
+from tests.training.test_many import signal_at
 from tests.training.test_train import Exploding
 
 FILES = {"train": SAMPLE / "train.jsonl", "dev": SAMPLE / "dev.jsonl"}
@@ -107,6 +109,28 @@ def test_the_command_shows_every_trial_and_saves_the_best(small_folders, tmp_pat
     assert "rung" in shown and shown.count("all-linear") == 5 and "Wrote" in shown
     assert "exists already" in refused(*command)
     assert "--lr 'a'" in refused(*command[:-6], "--lr", "a")
+
+
+def test_a_search_that_was_cut_off_goes_on_to_the_same_adapter(small_folders, tmp_path):
+    command = [
+        "tune", "--train", FILES["train"], "--dev", FILES["dev"], "-o", tmp_path / "best",
+        "-e", small_folders["bert"], "--lr", "1e-3,1e-2,3e-2", "--r", "2", "--epochs", "2",
+    ]  # fmt: skip
+    whole = run(*command, "--run", tmp_path / "whole")
+    assert f"The trials' logs: {tmp_path / 'whole'}." in whole.stdout
+    (tmp_path / "best").rename(tmp_path / "wanted")
+    runs = tmp_path / "cut"
+    with signal_at(50):  # of 33 steps, then 44
+        cut = run(*command, "--run", runs, code=143)
+    assert "ended the training of best-2-1, best-2-2" in cut.stderr
+    assert f"--run {runs} --resume" in cut.stderr
+    assert "has a run already, which is done" in refused(*command, "--run", runs)
+    assert "--resume needs --run" in refused(*command, "--resume")
+    run(*command, "--run", runs, "--resume")
+    names = [f"best-{rung}-{number}" for rung, number in ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2))]
+    assert [path.name for path in find_runs(tmp_path) if path.parent == runs] == names
+    weights = [tmp_path / made / "adapter_model.safetensors" for made in ("best", "wanted")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 @pytest.mark.parametrize(
