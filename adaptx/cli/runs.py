@@ -24,7 +24,8 @@ LIST_EXAMPLES = """
   adaptx runs list experiments --json
 
 States: running, done, failed, diverged, interrupted (by a signal, after a checkpoint), and stopped:
-killed before it could say so. The last two go on with `adaptx train … --run RUN --resume`.
+killed before it could say so. The last two go on with `adaptx train … --run RUN --resume`; a job of
+many adapters, <job>/<adapter> here, with the job's folder.
 """
 COMPARE_EXAMPLES = """
 [bold]Examples[/bold]
