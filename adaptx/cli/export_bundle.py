@@ -76,7 +76,7 @@ def export_bundle(
         check_adapters(adapters)
     rows = checked_dev(adapters, _dev(plan, adapters))
     cut = _cut(opened, adapters, texts, plan)
-    probe_ids(opened, cut)
+    asked = len(probe_ids(opened, cut))
     if dry_run:
         size = _megabytes(opened, folders, plan, cut)
         said = f", {sum(map(len, rows.values()))} dev rows" if rows else ""
@@ -84,7 +84,7 @@ def export_bundle(
         typer.echo(
             f"Would write {where_to}: {len(adapters)} adapters ({choices(_called(adapters))}), "
             f"{plan.quantize}, {len(where)} sites of {opened.name}, about {size:.0f} MB, if they "
-            f"answer like torch on the probe texts{said}."
+            f"answer like torch on {asked} probe texts{said}."
         )
         return
     _say(f"Exporting {choices(_called(adapters))} to {plan.output}")
@@ -262,6 +262,14 @@ def _cut(
             f"read exactly as before, and {covered['tokens']:.2%} of their tokens.",
             err=True,
         )
+    for adapter in adapters:
+        own = adapter.facts.language
+        if own is not None and own not in texts:
+            typer.echo(
+                f"Warning: {adapter.name} is of the language {own}, none of --languages "
+                f"{plan.languages}: pieces that its texts need may be gone.",
+                err=True,
+            )
     return found
 
 
@@ -307,6 +315,7 @@ def _show(report: Mapping[str, Any]) -> None:
     from adaptx.tasks.base import title
 
     show_report({way: report[way] for way in ("fp32", "int8") if way in report})
+    typer.echo(f"Compared with torch on {report['texts']} probe texts.")
     if "dev" in report:
         rows = []
         for name, one in report["dev"].items():

@@ -124,7 +124,7 @@ def export(
             probed = replace(probed, ids=kept)
         write_probe(made, probed)
         write_bundle(made, facts)
-        report: dict[str, Any] = {}
+        report: dict[str, Any] = {"texts": len(ids)}
         say("comparing torch merged and the fp32 graph")
         report["merged"] = {
             adapter.name: gate.merged_difference(encoder, adapter, ids)

@@ -25,16 +25,21 @@ from adaptx.runtime.verify import BOUNDS, PLAIN, Probe, compare_vectors, failure
 from adaptx.tasks.base import TOKENS, title
 
 ROWS = 16  # at once in torch
+LONGEST = 128  # tokens of a corpus's text
 
 
 def probe_ids(encoder: Encoder, vocabulary: Cut | None = None) -> list[list[int]]:
-    """The probe texts' token ids: what a cut vocabulary lacks can't be asked.
+    """The probe texts' token ids.
 
-    Raises OptionError where fewer than two are left.
+    What a cut vocabulary lacks can't be asked: held-out texts of its corpus, as far as it has their
+    pieces, take such texts' places. Raises OptionError where fewer than two are there.
     """
     ids = encoder.text.ids([encoder.prefix + text for text in PROBE_TEXTS])
     if vocabulary is not None:
-        ids = [row for row in ids if np.isin(row, vocabulary.kept).all()]
+        held_out = [encoder.prefix + text for text in vocabulary.held_out]
+        more = encoder.text.ids(held_out, LONGEST)
+        rows = [list(row) for row in dict.fromkeys(map(tuple, (*ids, *more)))]
+        ids = [row for row in rows if np.isin(row, vocabulary.kept).all()][: len(PROBE_TEXTS)]
     if len(ids) < 2:
         raise OptionError(
             "The cut vocabulary holds fewer than two of the probe texts, so nothing can be "

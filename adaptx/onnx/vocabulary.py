@@ -33,6 +33,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ from adaptx.runtime.layout import INPUT_IDS
 
 MARGIN = 26_000  # pieces: with some thousand sentences, 99 of 100 tokens are found again
 HELD_OUT = 10  # every tenth text
+SAMPLE = 300  # held-out texts that a cut vocabulary brings along
 TOGETHER = 1000  # texts tokenized at once
 
 
@@ -58,11 +60,13 @@ class Cut:
     `tokenizer_json` is the tokenizer with the new ids. `coverage` has, by language, what became of
     its held-out texts: `texts`, the share that is tokenized exactly as before, `tokens`, the share
     of their tokens that are the same at the same place, and `held_out`, how many texts that were.
+    `held_out` are some of these texts, the languages in turn.
     """
 
     kept: np.ndarray
     tokenizer_json: str
     coverage: dict[str, dict[str, float]]
+    held_out: tuple[str, ...] = ()
 
 
 def cut(
@@ -98,7 +102,8 @@ def cut(
                 f"{whole.id_to_token(old)!r} would get another id than its row."
             )
     coverage = {key: _coverage(whole, made, kept, rows) for key, rows in held_out.items()}
-    return Cut(kept, made_json, coverage)
+    in_turn = (text for texts in zip_longest(*held_out.values()) for text in texts if text)
+    return Cut(kept, made_json, coverage, tuple(islice(in_turn, SAMPLE)))
 
 
 def new_id(kept: np.ndarray, old: int) -> int:

@@ -75,7 +75,7 @@ class BundleFacts:
     quantization  "int8" or "fp32"
     saturation    of int8: the largest share of values at the ends of their range that the bundle's
                   own adapters have at any site
-    parity        the report of the export, by adapter
+    parity        the report of the export: how many probe texts, and each graph's by adapter
     vocabulary    of a cut vocabulary: rows kept, rows there were, coverage by language; else {}
     """
 

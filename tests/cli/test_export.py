@@ -97,9 +97,12 @@ def test_sites_all_leaves_room_for_adapters_to_come(small, three, tmp_path, caps
 @pytest.mark.slow
 def test_the_vocabulary_is_cut_to_languages_with_a_corpus(small, three, tmp_path, capsys):
     output = tmp_path / "cut"
-    asked = ["export", three["sw"], "-o", output, "--languages", "sw", "--margin", 3000]
-    assert adaptx(*asked, "--corpus", SAMPLE / "train.jsonl") == 0
-    _, steps = capsys.readouterr()
+    asked = ["export", three["sw"], three["yo"], "-o", output, "--languages", "sw"]
+    assert adaptx(*asked, "--margin", 3000, "--corpus", SAMPLE / "train.jsonl") == 0
+    said, steps = capsys.readouterr()
+    assert "Compared with torch on " in said
+    assert "Warning: yo is of the language yo, none of --languages sw" in steps
+    assert "Warning: sw" not in steps
     assert "of 250,002 pieces" in steps
     assert "sw: of 16 held-out texts" in steps
     facts, _ = read_bundle(output)

@@ -21,7 +21,7 @@ from adaptx.errors import (
     SiteError,
 )
 from adaptx.onnx.bundle import checked_dev
-from adaptx.onnx.gate import check_drop
+from adaptx.onnx.gate import check_drop, probe_ids
 from adaptx.onnx.probe_texts import PROBE_TEXTS
 from adaptx.onnx.vocabulary import cut
 from adaptx.runtime import Runtime
@@ -93,7 +93,8 @@ def test_fp32_has_no_check_and_banks_may_be_of_fp16(encoder, adapters, tmp_path)
     ax.export(encoder, adapters, tmp_path / "fp32", quantize="fp32")
     facts, manifest = read_bundle(tmp_path / "fp32")
     assert (facts.quantization, facts.bank_dtype) == ("fp32", "float32")
-    assert "check.onnx" not in manifest["files"] and list(facts.parity) == ["merged", "fp32"]
+    assert "check.onnx" not in manifest["files"]
+    assert list(facts.parity) == ["texts", "merged", "fp32"]
     ax.export(encoder, adapters, tmp_path / "int8", bank="fp16")
     facts, _ = read_bundle(tmp_path / "int8")
     assert (facts.quantization, facts.bank_dtype) == ("int8", "float16")
@@ -312,12 +313,31 @@ def test_the_graph_is_small_and_its_weights_lie_beside_it(encoder, adapters, tmp
     Runtime.open(moved, threads=1).close()
 
 
+def test_a_cut_vocabularys_probe_goes_on_with_texts_of_the_corpus(encoder):
+    texts = ["Timu yetu imeshinda fainali", "Mgonjwa alipewa dawa"]
+    tokenizer = encoder.text.tokenizer.to_str()
+
+    def ids(texts):
+        return encoder.text.ids([encoder.prefix + text for text in texts])
+
+    assert probe_ids(encoder) == ids(PROBE_TEXTS)
+    for many in (20, 400):
+        rows = [*PROBE_TEXTS[:4], *(f"{texts[i % 2]} {i}" for i in range(many))]
+        part = cut(tokenizer, {"sw": rows}, margin=0, prefixes=[encoder.prefix])
+        own = [row for row in ids(PROBE_TEXTS) if np.isin(row, part.kept).all()]
+        held_out = [row for row in ids(rows[9::10]) if np.isin(row, part.kept).all()]
+        assert 4 <= len(own) < 10 and held_out
+        assert probe_ids(encoder, part) == (own + held_out)[: len(PROBE_TEXTS)]
+    assert len(probe_ids(encoder, part)) == len(PROBE_TEXTS)
+
+
 def test_a_cut_vocabulary_answers_covered_texts_with_the_same_bits(encoder, adapters, tmp_path):
     texts = ["Timu yetu imeshinda fainali", "Mgonjwa alipewa dawa", "The old bridge is closed"]
     corpus = {"sw": [*PROBE_TEXTS, *texts, *(f"{text} {i}" for text in texts for i in range(20))]}
     part = cut(encoder.text.tokenizer.to_str(), corpus, margin=0, prefixes=[encoder.prefix])
     ax.export(encoder, adapters, tmp_path / "whole")
-    ax.export(encoder, adapters, tmp_path / "cut", vocabulary=part)
+    report = ax.export(encoder, adapters, tmp_path / "cut", vocabulary=part)
+    assert report["texts"] == len(probe_ids(encoder, part)) > 30
     with Runtime.open(tmp_path / "whole") as whole, Runtime.open(tmp_path / "cut") as small:
         ids = encoder.text.ids([encoder.prefix + text for text in texts])
         assert all(np.isin(row, part.kept).all() for row in ids)

@@ -46,7 +46,8 @@ def test_a_bundle_passes_with_the_figures_of_its_export(bundles, quantization):
 
 def test_the_report_of_the_export_has_all_four_ways(int8):
     facts, _ = read_bundle(int8)
-    assert list(facts.parity) == ["merged", "fp32", "int8"]
+    assert list(facts.parity) == ["texts", "merged", "fp32", "int8"]
+    assert facts.parity["texts"] == 33
     assert facts.parity["merged"].keys() == set(facts.adapters) - {"probe"}
     assert max(facts.parity["merged"].values()) < 1e-4
 
