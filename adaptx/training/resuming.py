@@ -189,7 +189,8 @@ def identity(job: Job) -> dict[str, Any]:
     """What must be the same for a training to go on: flat, each with a name for people."""
     facts, accelerator = job.adapter.facts, job.accelerator
     config: Any = job.adapter.config
-    values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    plain = vars(config) if config is not None else {}  # a probe has none
+    values = config.to_dict() if hasattr(config, "to_dict") else plain
     found = {
         "the encoder": facts.fingerprint,
         "the task": facts.task,

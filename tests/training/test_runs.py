@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,6 +130,9 @@ def test_the_settings_of_a_probe_that_is_trained_in_steps_are_kept(small, tmp_pa
     probe = ax.train(small, ax.tasks.TokenClassification(), None, name="p", **options)
     for said in (runs.read_run(tmp_path / "probe").settings, probe.facts.training["settings"]):
         assert (said["epochs"], said["lr"]) == (2, 1e-2)
+    task = ax.tasks.TokenClassification()
+    again = ax.train(small, task, None, name="p", resume=True, **options)
+    assert torch.equal(again.head.weight, probe.head.weight)
 
 
 def test_divergence_marks_the_run(small, tmp_path):
