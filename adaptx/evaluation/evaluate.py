@@ -43,8 +43,9 @@ def checked_task(name: str, task: Task | None) -> Task:
         raise no_head(name)
     if not task.answers:
         raise OptionError(
-            f"Adapter {name!r} is of the task {task.kind!r}, which answers nothing that could be "
-            f"scored: its {choices(task.metrics)} is measured in training, on --dev (dev=…)."
+            f"Adapter {name!r} is of the task {task.kind!r}, which is for training alone: it "
+            f"answers nothing, and its {choices(task.metrics)} is measured in training, on --dev "
+            f"(dev=…)."
         )
     return task
 
