@@ -12,7 +12,7 @@ from adaptx.data.windows import Window, located
 from adaptx.errors import OptionError
 from adaptx.explaining.target import Target, choose, reading
 from adaptx.explaining.words import Word, shares, texts_of, without, words_of
-from adaptx.tasks import Retrieval, TokenClassification
+from adaptx.tasks import Retrieval, Summarization, TokenClassification
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
@@ -116,7 +116,8 @@ def explain(
     task: Any = adapter.task
     one = text
     if isinstance(text, (list, tuple)):
-        one = list(text) if isinstance(task, TokenClassification) else tuple(text)
+        listed = isinstance(task, (TokenClassification, Summarization))
+        one = list(text) if listed else tuple(text)
     (answer,) = encoder.predict([one], adapter)
     target = choose(task, one, answer, label, word)
     words = words_of(one, encoder.text.tokenizer)
