@@ -392,7 +392,7 @@ def test_smoothing_is_refused_where_a_loss_doesnt_know_it(small, task, rows):
 
 
 def test_only_a_classification_may_begin_with_a_probes_head(small):
-    pairs = [(f"question {i}", f"answer {i}") for i in range(8)]
+    pairs = [Pair(f"question {i}", f"answer {i}") for i in range(8)]
     wrong = "probe_first is for classification, not for retrieval"
     with pytest.raises(OptionError, match=wrong):
         ax.train(small, ax.tasks.Retrieval(), LORA, name="x", train=pairs, probe_first=True)
