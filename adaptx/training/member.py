@@ -218,7 +218,7 @@ class Trainee:
         The last checkpoint has it too: a job that is resumed has no step to take again.
         """
         try:
-            self.checkpoint()
+            self.resuming.finish(self.at.step)
         except (AdaptxError, OSError) as error:  # the adapter itself is whole
             warnings.warn(f"{self.name} has no last checkpoint: {error}", stacklevel=2)
         self.kept.restore()
