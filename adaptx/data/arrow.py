@@ -156,31 +156,33 @@ def _rows(batches: Iterable[Any], schema: Any, path: str) -> Iterator[Row | Data
 
 
 def _values(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """The rows of a batch as dicts; None for one that holds a text that isn't UTF-8.
-
-    Dates and times come as Arrow's integers: nothing here is one, and Python hasn't all of them.
-    """
-    batch = _without_times(batch)
+    """The rows of a batch as dicts; None for one that holds a text that isn't UTF-8."""
     try:
-        yield from batch.to_pylist()
+        yield from _dicts(batch)
     except UnicodeDecodeError:
         for place in range(len(batch)):
             try:
-                yield batch.slice(place, 1).to_pylist()[0]
+                yield _dicts(batch.slice(place, 1))[0]
             except UnicodeDecodeError:
                 yield None
 
 
-def _without_times(batch: Any) -> Any:
+def _dicts(batch: Any) -> list[dict[str, Any]]:
+    """Rows; dates and times that Python can't hold stay Arrow's own values."""
     import pyarrow as pa
 
-    columns = []
-    for column in batch.columns:
-        kind = column.type
-        if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
-            column = column.view(pa.int64() if kind.bit_width == 64 else pa.int32())
-        columns.append(column)
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    try:
+        found: list[dict[str, Any]] = batch.to_pylist()
+        return found
+    except UnicodeDecodeError:
+        raise
+    except (OverflowError, ValueError, LookupError):  # beyond the year 9999, an unknown time zone
+        columns = [
+            list(column) if pa.types.is_temporal(column.type) else column.to_pylist()
+            for column in batch.columns
+        ]
+        names = batch.schema.names
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from adaptx.adapters.own_model import Full
 from adaptx.encoder.encoder import Encoder
 from adaptx.errors import OptionError, TrainingDiverged
 from adaptx.evaluation.metrics import DEV_LOSS, goodness
-from adaptx.tasks import Classification, Retrieval, Task
+from adaptx.tasks import Classification, Task
 from adaptx.training.plan import Plan
 from adaptx.training.rows import EncodedRows, MixedRows, Rows
 from adaptx.training.runlog import method_config
@@ -48,7 +48,7 @@ class Job:
 
     def __post_init__(self) -> None:
         options, processes = self.options, self.accelerator.num_processes
-        if not isinstance(self.task, Retrieval) or not isinstance(self.train, EncodedRows):
+        if not self.task.contrasts or not isinstance(self.train, EncodedRows):
             return
         rows = min(options.batch_size, len(self.train))
         pairs = rows // (options.accumulate * processes)

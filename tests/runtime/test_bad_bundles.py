@@ -201,7 +201,7 @@ def test_pefts_folder_is_refused_with_the_command_that_imports_it(runtime, good,
 def test_no_folder_or_an_empty_one_is_refused(runtime, tmp_path):
     refused(runtime, tmp_path / "nowhere", "no adapter folder .*nowhere")
     (tmp_path / "empty").mkdir()
-    refused(runtime, tmp_path / "empty", "empty has no adaptx.json")
+    refused(runtime, tmp_path / "empty", "empty is no adapter's folder")
 
 
 def test_a_name_that_is_taken_is_refused(runtime, int8, encoder, tmp_path):

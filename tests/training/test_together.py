@@ -153,7 +153,7 @@ def test_pairs_learn_beside_another_task_in_small_micro_batches(small, tmp_path)
     together(small, given, accumulate=3, epochs=4, sampling="uniform", run=tmp_path / "run")
     first, *_, last = read_log(read_run(tmp_path / "run"), "epoch")
     assert last["search.dev_loss"] < first["search.dev_loss"]
-    with pytest.raises(OptionError, match="accumulate=7 and 1 processes leave 1 rows of a micro"):
+    with pytest.raises(OptionError, match="12 pairs of a batch, in 7 micro-batches"):
         together(small, given, accumulate=7)
 
 
