@@ -25,13 +25,8 @@ from torch import Tensor
 from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.bank import Bank
 from adaptx.encoder.encoder import Encoder
-from adaptx.errors import (
-    AdaptxError,
-    DataError,
-    FolderError,
-    OptionError,
-    TrainingInterrupted,
-)
+from adaptx.errors import AdaptxError, DataError, FolderError, OptionError, TrainingInterrupted
+from adaptx.training.checkpoint import check_interval
 from adaptx.training.display import ManyDisplay
 from adaptx.training.distributed import held
 from adaptx.training.many_file import check_names
@@ -120,8 +115,7 @@ def train_many(
     check_names(names)
     if not members or slots < 1:
         raise OptionError(f"{len(members)} adapters in {slots} slots: give at least one of each.")
-    if not checkpoint_every >= 0:
-        raise OptionError(f"checkpoint_every={checkpoint_every!r} must be seconds, at least 0.")
+    check_interval(checkpoint_every)
     if resume and runs is None:
         raise OptionError("Which runs are to be resumed? Give their folder, runs='runs/NAME'.")
     accelerator = accelerator or accelerator_for(precision)

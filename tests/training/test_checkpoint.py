@@ -107,12 +107,17 @@ def test_sigterms_after_the_first_one_leave_the_checkpoint_its_time(small, tmp_p
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-def test_a_sigint_after_a_signal_ends_the_process(first):
+@pytest.mark.parametrize("repeated", [False, True], ids=["", "torchrun"])
+def test_a_sigint_after_a_signal_ends_the_process(monkeypatch, first, repeated):
+    if repeated:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     # As in a terminal: what a shell starts in its background ignores SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with Stopping(True) as stopping:
             os.kill(os.getpid(), first)
+            if repeated:  # what a terminal sends to all its processes, the launcher sends again
+                os.kill(os.getpid(), signal.SIGINT)
             assert stopping.signal == first
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
