@@ -23,28 +23,13 @@ from adaptx.data.large import open_records
 from adaptx.encoder.encoder import Encoder
 from adaptx.encoder.families import model_inputs
 from adaptx.errors import MissingExtra, OptionError, choices
+from adaptx.onnx.merged_readme import ANSWERS, CLASSES, LABELS, VECTORS, merged_readme
 from adaptx.onnx.parity import compare
 from adaptx.onnx.probe_texts import PROBE_TEXTS
-from adaptx.tasks import (
-    MultiLabel,
-    QuestionAnswering,
-    Retrieval,
-    Similarity,
-    Task,
-    TokenClassification,
-)
+from adaptx.tasks import Similarity
 
 QUANTIZATIONS = ("int8",)
 MODEL = "model.onnx"
-# Tasks by their names on the Hub, and the class and pipeline that open each.
-LABELS, TAGS = "text-classification", "token-classification"
-ANSWERS, VECTORS = "question-answering", "feature-extraction"
-CLASSES = {
-    LABELS: "ORTModelForSequenceClassification",
-    TAGS: "ORTModelForTokenClassification",
-    ANSWERS: "ORTModelForQuestionAnswering",
-    VECTORS: "ORTModelForFeatureExtraction",
-}
 
 
 def export_merged(
@@ -82,7 +67,7 @@ def export_merged(
             quantize_int8(made, kept_fp32(made / MODEL))
         kind = quantize or "fp32"
         report = compare(made, encoder, adapter, PROBE_TEXTS, rows, kind)
-        (made / "README.md").write_text(_readme(adapter, kind, report), encoding="utf-8")
+        (made / "README.md").write_text(merged_readme(adapter, kind, report), encoding="utf-8")
         facts = {
             "name": adapter.name,
             "encoder": adapter.facts.encoder,
@@ -273,73 +258,3 @@ def _prefixed(tokenizer_json: str, prefix: str) -> Any:
     own = [plain.normalizer] if plain.normalizer else []
     plain.normalizer = normalizers.Sequence([normalizers.Prepend(prefix), *own])
     return plain
-
-
-def _readme(adapter: Adapter, kind: str, report: dict[str, Any]) -> str:
-    task = adapter.task
-    assert task is not None
-    labels = f": {', '.join(task.labels)}" if task.labels else ""
-    agreement = report.get("agreement")
-    said = f"the same answer as torch on {agreement:.1%}, " if agreement is not None else ""
-    every = ", ignore_labels=[]" if task.hub == TAGS else ""
-    numpy = "import numpy as np\n" if task.hub == VECTORS else ""
-    code, note = _asked(task)
-    which = "the first text of two" if task.two_texts else "each text"
-    prefix = f"The tokenizer puts the prefix {adapter.prefix!r} before {which} by itself."
-    return f"""# {adapter.name}, merged into its encoder ({kind} ONNX)
-
-Adapter `{adapter.name}` folded into `{adapter.facts.encoder}`{labels}.
-On {report["texts"]} probe texts: {said}largest difference {report["max_difference"]:.2g}.
-
-```python
-{numpy}from optimum.onnxruntime import {CLASSES[task.hub]}
-from transformers import AutoTokenizer, pipeline
-
-folder = "path/to/this/folder"
-model = {CLASSES[task.hub]}.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-answer = pipeline("{task.hub}", model, tokenizer=tokenizer{every})
-{code}
-```
-
-{" ".join([note, *([prefix] if adapter.prefix else [])])}
-"""
-
-
-def _asked(task: Task) -> tuple[str, str]:
-    """How the pipeline is asked, as code that makes `found`, and what to know of it."""
-    if isinstance(task, QuestionAnswering):
-        return 'found = answer(question="…", context="…")', "The answer is a part of the context."
-    if isinstance(task, Retrieval):
-        pooled, way = "states.mean(0)", "the mean of its tokens' states"
-        if task.pooling == "cls":
-            pooled, way = "states[0]", "its first token's state"
-        code = f"""
-states = np.array(answer("…", truncation=True)[0])  # one for each token
-found = {pooled}
-found /= np.linalg.norm(found)"""
-        return code, f"A text's vector is {way}, with length 1: a product of two is their cosine."
-    if isinstance(task, TokenClassification):
-        code = """
-text = "…"
-pieces, found, at = answer(text), [], 0
-for word in text.split():
-    at = text.index(word, at)
-    first = next(one for one in pieces if one["end"] > at)
-    found.append((word, first["entity"]))
-    at += len(word)"""
-        return code, (
-            "A word's tag is that of its first piece: the others weren't trained to have one. "
-            "Words and punctuation marks need white space between them, and a text that is longer "
-            "than the encoder reads comes in parts."
-        )
-    if isinstance(task, MultiLabel):
-        code = f"""
-found = answer("…", top_k=None, truncation=True)
-found = [one for one in found if one["score"] >= {task.threshold}]"""
-        return code, f"A text has the labels whose score is at least {task.threshold}."
-    one = '{"text": "…", "text_pair": "…"}' if task.two_texts else '"…"'
-    note = "The score is the label's probability."
-    if isinstance(task, Similarity):
-        note = "The score says how near the texts are, on the scale of the training data."
-    return f"found = answer({one}, truncation=True)", note

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptx.adapters.folder import Facts
+from adaptx.adapters.folder import Facts, read_facts
 from adaptx.errors import FolderError, OptionError, choices
 from adaptx.runtime.bank import LiveBank, Place
 from adaptx.runtime.loading import Loaded
+from adaptx.storage import MANIFEST
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -99,6 +101,26 @@ class Pool:
         """Remember an adapter's folder; OptionError where its name is taken."""
         self._know(Known(folder, facts, pin, check))
 
+    def know_library(self, library: Path, pin: Sequence[str] = ()) -> None:
+        """`know` the adapters of a folder of folders, but those of names that are known already;
+        broken ones are left out, with a warning.
+        """
+        taken = set(self.known)
+        broken: dict[str, FolderError] = {}
+        for path in sorted(manifest.parent for manifest in library.glob(f"*/{MANIFEST}")):
+            try:
+                facts, _ = read_facts(path)
+            except FolderError as error:
+                broken[path.name] = error
+                continue
+            if facts.name not in taken:
+                self.know(path, facts, pin=facts.name in pin)
+        if broken:
+            first = next(iter(broken.values()))
+            warnings.warn(
+                f"{library} has no adapter in {choices(broken)}, left out: {first}", stacklevel=3
+            )
+
     def _know(self, known: Known) -> None:
         with self._lock:
             if (there := self.known.get(name := known.facts.name)) is not None:
@@ -121,7 +143,7 @@ class Pool:
             self._know(known)
             try:
                 return known, self._insert(known, loaded, rows, started)
-            except BaseException:
+            except BaseException:  # an interrupt too: nothing was added
                 with self._lock:
                     if self.known.get(name := loaded.facts.name) is known:
                         del self.known[name]
@@ -216,17 +238,17 @@ class Pool:
             with self._lock:
                 place = self.bank.take(loaded.rank)
             self.bank.write(place, rows)
-        size = (place.chunk.slot_bytes if place else 0) + (loaded.head.bytes if loaded.head else 0)
-        made = Resident(replace(loaded, sites={}), place, size, leases)  # they are in the bank now
         if known.unchecked:
             try:
                 known.saturation = self._measure(name, place)
-            except BaseException:
-                with self._lock:
-                    made.removed, made.leases = True, 0
-                    self._free(made)
+            except BaseException:  # an interrupt too: the slot is free again
+                if place is not None:
+                    with self._lock:
+                        self.bank.give_back(place)
                 raise
             known.unchecked = False
+        size = (place.chunk.slot_bytes if place else 0) + (loaded.head.bytes if loaded.head else 0)
+        made = Resident(replace(loaded, sites={}), place, size, leases)  # they are in the bank now
         seconds = time.perf_counter() - started
         with self._lock:
             if self.known.get(name) is not known:

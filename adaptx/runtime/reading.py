@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from adaptx.data.encode import TextEncoder
 from adaptx.data.windows import Input, Window, whole
 from adaptx.errors import OptionError
 from adaptx.runtime.pool import Resident
 from adaptx.tasks import Task
+
+
+def check_call(texts: Any, max_length: Any) -> None:
+    """Raise OptionError for texts that are no list, and a limit that is no number of tokens."""
+    if isinstance(texts, (str, bytes)):
+        raise OptionError("texts must be a list of texts, not one text.")
+    listed = hasattr(texts, "__len__") and hasattr(texts, "__getitem__")
+    if not listed or isinstance(texts, Mapping):
+        raise OptionError(f"texts must be a list of texts, not a {type(texts).__name__}.")
+    whole = isinstance(max_length, (int, np.integer)) and not isinstance(max_length, bool)
+    if max_length is not None and not whole:
+        raise OptionError(f"max_length={max_length!r} must be a whole number of tokens.")
 
 
 def plain_ids(

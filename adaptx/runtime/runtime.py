@@ -8,8 +8,7 @@ Every method may be called from any thread at any time. H hidden width.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -40,7 +39,7 @@ from adaptx.runtime.layout import (
 )
 from adaptx.runtime.loading import load
 from adaptx.runtime.pool import Counts, Known, Pool, Resident, parse_limit
-from adaptx.runtime.reading import plain_ids, refuse_cut, windows_of
+from adaptx.runtime.reading import check_call, plain_ids, refuse_cut, windows_of
 from adaptx.runtime.saturation import Check
 from adaptx.runtime.sessions import Graphs, Sessions
 from adaptx.tasks import Task
@@ -127,7 +126,7 @@ class Runtime:
             about, _ = read_facts(path)
             pool.know(path, about, pin=about.name in pin, check=False)
         if library is not None:
-            _know_library(pool, Path(library), set(pool.known), pin)
+            pool.know_library(Path(library), pin)
         if unknown := sorted(set(pin) - pool.known.keys()):
             raise OptionError(f"pin names {choices(unknown)}; there is {choices(pool.known)}.")
         first = [
@@ -175,7 +174,7 @@ class Runtime:
         loses its end and its answer says how much, or is refused with `too_long="refuse"`.
         Raises OptionError for a name that there isn't, and for what is no text.
         """
-        _check_call(texts, max_length)
+        check_call(texts, max_length)
         if too_long not in TOO_LONG:
             raise OptionError(f"too_long={too_long!r} is none of {choices(TOO_LONG)}.")
         names = self._names(len(texts), adapter, language)
@@ -223,7 +222,7 @@ class Runtime:
         max_length: int | None = None,
     ) -> np.ndarray:
         """The pooled state of each text, fp32 `[texts, H]`; heads are left out."""
-        _check_call(texts, max_length)
+        check_call(texts, max_length)
         check_texts(texts)
         names = self._names(len(texts), adapter, None)
         with self.pool.lease([name for name in names if name is not None]) as held:
@@ -345,36 +344,6 @@ class Runtime:
         raise OptionError(
             f"There is no adapter for the language {language!r}; there is "
             f"{choices(there) or 'none'}."
-        )
-
-
-def _check_call(texts: Any, max_length: Any) -> None:
-    """Raise OptionError for texts that are no list, and a limit that is no number of tokens."""
-    if isinstance(texts, (str, bytes)):
-        raise OptionError("texts must be a list of texts, not one text.")
-    listed = hasattr(texts, "__len__") and hasattr(texts, "__getitem__")
-    if not listed or isinstance(texts, Mapping):
-        raise OptionError(f"texts must be a list of texts, not a {type(texts).__name__}.")
-    whole = isinstance(max_length, (int, np.integer)) and not isinstance(max_length, bool)
-    if max_length is not None and not whole:
-        raise OptionError(f"max_length={max_length!r} must be a whole number of tokens.")
-
-
-def _know_library(pool: Pool, library: Path, own: Collection[str], pin: Sequence[str]) -> None:
-    """Know the adapters of a library, but those of the bundle's names; warn of broken folders."""
-    broken: dict[str, FolderError] = {}
-    for path in sorted(manifest.parent for manifest in library.glob(f"*/{storage.MANIFEST}")):
-        try:
-            about, _ = read_facts(path)
-        except FolderError as error:
-            broken[path.name] = error
-            continue
-        if about.name not in own:
-            pool.know(path, about, pin=about.name in pin)
-    if broken:
-        first = next(iter(broken.values()))
-        warnings.warn(
-            f"{library} has no adapter in {choices(broken)}, left out: {first}", stacklevel=3
         )
 
 

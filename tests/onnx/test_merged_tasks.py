@@ -11,7 +11,7 @@ from peft import LoraConfig
 import adaptx as ax
 from adaptx.data.records import Pair, Passage, Tagged
 from adaptx.data.windows import whole
-from adaptx.onnx.merged import CLASSES
+from adaptx.onnx.merged_readme import CLASSES
 from adaptx.onnx.parity import head_outputs, torch_outputs
 
 pytestmark = pytest.mark.optimum
