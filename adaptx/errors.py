@@ -30,6 +30,9 @@ from typing import Any
 class AdaptxError(Exception):
     """Base of every error that adaptx raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:  # processes tell each other what they met
+        return _as_it_was, (type(self), self.args), vars(self)
+
 
 class OptionError(AdaptxError, ValueError):
     """An option or argument has a value that can't be used."""
@@ -131,6 +134,12 @@ class ParityError(AdaptxError):
     def __init__(self, message: str, report: dict[str, Any]):
         self.report = report
         super().__init__(message)
+
+
+def _as_it_was(kind: type[AdaptxError], args: tuple[Any, ...]) -> AdaptxError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 def choices(names: Iterable[object]) -> str:

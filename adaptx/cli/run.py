@@ -10,7 +10,7 @@ from pathlib import Path
 from adaptx.errors import AdaptxError, FolderError, MissingExtra, TrainingInterrupted, choices
 
 TRAIN_EXTRA = (
-    *("torch", "transformers", "peft", "accelerate", "sklearn"),
+    *("torch", "transformers", "peft", "accelerate", "psutil", "sklearn"),
     *("huggingface_hub", "filelock", "matplotlib", "datasets", "pyarrow", "captum"),
 )
 
@@ -41,7 +41,7 @@ def already_done(run: Path, adapters: Iterable[Path]) -> bool:
             storage.read_manifest(folder, "adapter")
     except FolderError:
         return False
-    if done and os.environ.get("LOCAL_RANK", "0") == "0":
+    if done and first_here():
         print(
             f"The run {run} is done already, and wrote {choices(adapters)}: nothing is left to do. "
             f"For another training choose another --run."
@@ -50,9 +50,14 @@ def already_done(run: Path, adapters: Iterable[Path]) -> bool:
 
 
 def _refuse(error: AdaptxError, code: int = 2) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # a machine's processes meet the same error
+    if first_here():  # a machine's processes meet the same error
         print(f"Error: {error}", file=sys.stderr)
     sys.exit(code)
+
+
+def first_here() -> bool:
+    """Whether this process is the first of its machine, and speaks for the others."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def main_process() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
+from adaptx.cli.run import first_here, main_process
 from adaptx.errors import AdaptxError, OptionError
 from adaptx.training.many_file import KEYS, Job, check_keys, check_names
 
@@ -38,13 +39,17 @@ def train_many(
     for one in job.adapters:
         folder = output / one["name"]
         if not overwrite and (folder / storage.MANIFEST).is_file():
-            typer.echo(f"{one['name']} is there already, in {folder}: skipped.", err=True)
+            if first_here():
+                typer.echo(f"{one['name']} is there already, in {folder}: skipped.", err=True)
             continue
         storage.check_output(folder, overwrite, "adapter")
         left.append(one)
     if not left:
-        typer.echo(f"All {len(names)} adapters are in {output}.")
+        if first_here():
+            typer.echo(f"All {len(names)} adapters are in {output}.")
         return
+
+    from accelerate.utils import gather_object
 
     import adaptx as ax
     from adaptx.training.runs import fresh_folder
@@ -54,7 +59,8 @@ def train_many(
         encoder or job.encoder or DEFAULT_ENCODER, prefix=prefix or job.prefix
     )
     if dry_run:
-        _say(opened, members, job.slots, precision or job.precision, output)
+        if first_here():
+            _say(opened, members, job.slots, precision or job.precision, output)
         return
     runs = run or fresh_folder(output.resolve().name)
     saved = set()
@@ -69,16 +75,19 @@ def train_many(
         slots=job.slots,
         precision=precision or job.precision,
         fast=fast,
+        divide=job.divide,
         runs=runs,
         resume=resume,
         checkpoint_every=checkpoint_every,
         done=save,
     )
-    for name in found.adapters.keys() - saved:  # finished by an earlier job, and not there now
-        save(found.adapters[name])
-    typer.echo(f"Wrote {len(found.adapters)} adapters into {output}. Their logs: {runs}.")
-    for name, error in found.failed.items():
-        typer.echo(f"{name} was dropped: {error}{_last_good(error, save, output)}", err=True)
+    saved |= set(gather_object(sorted(saved)))
+    if main_process():
+        for name in found.adapters.keys() - saved:  # by an earlier job, and not there now
+            save(found.adapters[name])
+        typer.echo(f"Wrote {len(found.adapters)} adapters into {output}. Their logs: {runs}.")
+        for name, error in found.failed.items():
+            typer.echo(f"{name} was dropped: {error}{_last_good(error, save, output)}", err=True)
     if found.failed:
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ import typer
 
 from adaptx.cli.opening import DEFAULT_ENCODER
 from adaptx.cli.options import LabelColumn, OtherColumn, Repair, Scheme, TextColumn
+from adaptx.cli.run import main_process
 from adaptx.errors import OptionError
 
 EXAMPLES = """
@@ -130,6 +131,8 @@ def tune(
         resume=resume,
         settings=settings,
     )
+    if not main_process():
+        return
     found.adapter.save(output, overwrite=overwrite)
     if as_json:
         typer.echo(json.dumps(found.adapter.facts.training["search"]))

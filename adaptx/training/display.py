@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+import torch
 from accelerate import Accelerator
 
 from adaptx.evaluation.metrics import score_line
@@ -41,7 +43,7 @@ class Display:
             disable=not accelerator.is_main_process,
         )
         self.task = self.bar.add_task("training", total=total)
-        self.metric, self.best = metric or "", ""
+        self.metric, self.best, self.device = metric or "", "", accelerator.device
         self.tokens, self.seconds, self.clock = 0, 0.0, time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -61,13 +63,20 @@ class Display:
         now = time.perf_counter()
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + now - self.clock
         self.clock = now
-        said = f"epoch {epoch}  loss {loss:.4f}  {self.speed}{self.best}"
+        said = f"epoch {epoch}  loss {loss:.4f}  {self.speed}  {self.memory}{self.best}"
         self.bar.update(self.task, advance=1, description=said)
 
     @property
     def speed(self) -> str:
         """Tokens of the texts for each second of steps."""
         return f"{self.tokens / self.seconds:,.0f} tokens/s"
+
+    @property
+    def memory(self) -> str:
+        """What this process holds of it; on a GPU, the most that its tensors have taken."""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.max_memory_allocated(self.device) / 1e9:.1f} GB"
+        return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"
 
     def epoch(self, entry: dict[str, Any], best: bool) -> None:
         """Print the line of a finished epoch."""
@@ -105,12 +114,17 @@ def _by_part(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 class ManyDisplay(Display):
     """Of a job with many adapters: one bar for all, and a line for each that is finished.
 
-    `total` are the steps that are left to take.
+    `total` are the steps that are left to take. Where the processes have adapters of their own
+    (`apart`), the bar is of the first one's, and the lines are of all.
     """
 
-    def __init__(self, accelerator: Accelerator, adapters: int, total: int):
+    def __init__(self, accelerator: Accelerator, adapters: int, total: int, apart: bool):
         super().__init__(accelerator, total)
         self.adapters, self.ended, self.total = adapters, 0, total
+        self.whose = ""
+        if apart and accelerator.num_processes > 1:
+            self.console.quiet = False
+            self.whose = f" by process {accelerator.process_index + 1}"
 
     def goes_on(self, name: str, checkpoint: Path, step: int) -> None:
         """Say that an adapter goes on, and where."""
@@ -125,14 +139,15 @@ class ManyDisplay(Display):
             if one.at.losses
         )
         more = f"  and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
-        done = f"{self.ended}/{self.adapters} done, {self.speed}"
+        done = f"{self.ended}/{self.adapters} done, {self.speed}, {self.memory}"
         self.bar.update(self.task, advance=len(running), description=f"{done}  {shown}{more}")
 
     def finished(self, name: str, best: dict[str, Any], left: int) -> None:
         """Print the line of a finished adapter, which leaves so many steps untaken."""
         self._ended(left)
         dev = f"  dev loss {best['dev_loss']:.4f}  {score_line(best)}" if "dev_loss" in best else ""
-        self.say(f"{name}: epoch {best['epoch']}{dev}  ({self.ended} of {self.adapters} done)")
+        ended = f"{self.ended} of {self.adapters} done{self.whose}"
+        self.say(f"{name}: epoch {best['epoch']}{dev}  ({ended})")
 
     def failed(self, name: str, error: Exception, left: int) -> None:
         """Say that an adapter was dropped, and why."""

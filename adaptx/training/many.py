@@ -3,7 +3,8 @@
 A step takes the next batch of each running member, puts them together, and runs the encoder once;
 each row goes through its own adapter. Losses, clipping, optimizers and schedules stay each
 member's own, so the weights are those of separate trainings, up to rounding. A member that is
-finished leaves its place to the next.
+finished leaves its place to the next. Several processes divide the members among them, and go their
+own ways, or they divide the rows of every batch.
 """
 
 from __future__ import annotations
@@ -11,40 +12,37 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from adaptx.adapters.adapter import Adapter
-from adaptx.adapters.bank import Bank
 from adaptx.encoder.encoder import Encoder
-from adaptx.errors import AdaptxError, DataError, FolderError, OptionError, TrainingInterrupted
+from adaptx.errors import DataError, FolderError, OptionError, TrainingInterrupted, choices
 from adaptx.training.checkpoint import check_interval
 from adaptx.training.display import ManyDisplay
-from adaptx.training.distributed import held
-from adaptx.training.many_file import check_names
+from adaptx.training.distributed import check_distribution, fsdp_asked, held
+from adaptx.training.many_file import DIVIDE, check_names
 from adaptx.training.member import Member, Trainee
 from adaptx.training.probe import solve_head
+from adaptx.training.processes import FAILURES, Alone, Meeting, divided, gathered
 from adaptx.training.record import Job
 from adaptx.training.resuming import find_checkpoint
 from adaptx.training.routed import Routed
 from adaptx.training.runlog import check_run
 from adaptx.training.runs import FACTS, read_run
-from adaptx.training.stopping import Stopping
+from adaptx.training.shared_step import shared_step
+from adaptx.training.stopping import SIGNALS, Stopping
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from peft import PeftConfig
-
-
-FAILURES = (AdaptxError, OSError)  # of one adapter, which the others outlive
 
 
 @dataclass
@@ -53,6 +51,12 @@ class Trained:
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> list[Adapter]:
+        """All adapters in it, with those that were kept of what failed."""
+        kept = [getattr(error, "adapter", None) for error in self.failed.values()]
+        return [*self.adapters.values(), *(adapter for adapter in kept if adapter is not None)]
 
 
 @dataclass
@@ -80,6 +84,15 @@ class Waiting:
         options = self.job.options
         return options.epochs * -(-len(self.job.train) // options.batch_size) - self.step
 
+    @property
+    def cost(self) -> float:
+        """How many tokens all its epochs read: those done, too, so that a job that goes on is
+        divided as it was.
+        """
+        lengths = self.job.train.lengths
+        assert lengths is not None  # rows in memory
+        return self.job.options.epochs * float(lengths.sum())
+
 
 def train_many(
     encoder: Encoder,
@@ -88,17 +101,22 @@ def train_many(
     slots: int = 8,
     precision: str | None = None,
     fast: bool = True,
+    divide: str = "adapters",
     runs: str | Path | None = None,
     resume: bool = False,
     checkpoint_every: float = 300.0,
     accelerator: Accelerator | None = None,
     done: Callable[[Adapter], None] | None = None,
 ) -> Trained:
-    """Train members together, at most `slots` at a time, in one process.
+    """Train members together, at most `slots` at a time.
 
     `precision` is "no", "bf16" or "auto"; `runs` is a folder for a run of each; `done` is given
-    each adapter as soon as it is finished. A member that diverges, or can't be written, is dropped,
-    and the others go on.
+    each adapter as soon as it is finished, by one process. A member that diverges, or can't be
+    written, is dropped, and the others go on.
+
+    Of several processes each trains some of the members by itself, `slots` at a time (`divide` is
+    "adapters"); or each has a part of every batch's rows, as in `ax.train` ("rows"), for members
+    that are few, or large. All return the same. The first one's `runs` counts.
 
     With `runs`, each that trains writes a checkpoint at most `checkpoint_every` seconds after the
     one before, and when SIGTERM or SIGINT come: then TrainingInterrupted is raised. `resume` goes
@@ -118,35 +136,83 @@ def train_many(
     check_interval(checkpoint_every)
     if resume and runs is None:
         raise OptionError("Which runs are to be resumed? Give their folder, runs='runs/NAME'.")
+    if divide not in DIVIDE:
+        raise OptionError(f"divide={divide!r} is none of {choices(DIVIDE)}.")
     accelerator = accelerator or accelerator_for(precision)
-    if accelerator.num_processes > 1 or accelerator.scaler is not None:
-        raise OptionError(
-            f"Many adapters train in one process and in fp32 or bf16, not in "
-            f"{accelerator.num_processes} with {accelerator.mixed_precision}: start one job for "
-            f"each GPU, with a part of the adapters."
-        )
+    _check_launch(accelerator)
+    own = accelerator if divide == "rows" else Alone.of(accelerator)
     encoder.to(accelerator.device)
-    jobs = jobs_of(encoder, members, accelerator)
+    jobs = jobs_of(encoder, members, own)
+    runs = gathered(accelerator, runs)[0]
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     logs = [check_run(Path(runs) / name, (), None, resume) if runs else None for name in names]
     waiting = [
         Waiting(job, member.config, log)
         for job, member, log in zip(jobs, members, logs, strict=True)
     ]
-    _look_back(waiting)
+    _look_back(waiting, accelerator)
+    if own is not accelerator:
+        parts = divided([one.cost for one in waiting], accelerator.num_processes)
+        waiting = [waiting[place] for place in parts[accelerator.process_index]]
     first = [one.job for one in waiting if one.job.options.probe_first and not one.step]
-    for job in track(first, "Probes' heads", console=Console(stderr=True), disable=not first):
+    silent = not (first and accelerator.is_main_process)
+    for job in track(first, "Probes' heads", console=Console(stderr=True), disable=silent):
         solve_head([job], job.options.metric or "")
-    set_seed(jobs[0].options.seed)  # dropout: all draw from one stream
+    # Dropout: all of a process draw from one stream.
+    set_seed(jobs[0].options.seed + own.process_index)
+    del jobs  # those of other processes need no memory here
+    meeting = Meeting(accelerator)
+    left = sum(one.left for one in waiting)
     with (
         held(encoder, accelerator, dtype if fast else None) as working,
-        ManyDisplay(accelerator, len(waiting), sum(one.left for one in waiting)) as display,
+        ManyDisplay(accelerator, len(waiting), left, own is not accelerator) as display,
         Stopping(runs is not None) as stopping,
     ):
-        under_way = _UnderWay(working, waiting, slots, dtype, fast, checkpoint_every, done, display)
+        idle = accelerator.num_processes - len(members) if own is not accelerator else 0
+        if idle > 0 and accelerator.is_main_process:
+            display.say(f"{idle} processes have no adapter: divide the rows, and they help.")
+        under_way = _UnderWay(
+            working, waiting, own, slots, dtype, fast, checkpoint_every, done, display
+        )
         found = under_way.to_the_end(stopping, Path(runs or ""))
-    order = {name: found.adapters[name] for name in names if name in found.adapters}
-    return Trained(order, found.failed)
+        if own is not accelerator:
+            found = _of_all(found, meeting, stopping, names, Path(runs or ""))
+            for adapter in found.whole:
+                adapter.to(encoder.device)
+    return Trained(_in_order(found.adapters, names), _in_order(found.failed, names))
+
+
+def _check_launch(accelerator: Accelerator) -> None:
+    """OptionError for a launch that no job of many adapters can have."""
+    check_distribution(accelerator)
+    if accelerator.scaler is not None:
+        raise OptionError("Many adapters train in fp32 or bf16, not in fp16: choose one of those.")
+    if fsdp_asked() and accelerator.num_processes > 1:
+        raise OptionError(
+            "FSDP divides the encoder for one adapter at a time: use ax.train. Many adapters "
+            "train where the encoder fits on each device, as in recipes/accelerate/gpus_8.yaml."
+        )
+
+
+def _in_order(found: dict[str, T], names: Sequence[str]) -> dict[str, T]:
+    return {name: found[name] for name in names if name in found}
+
+
+def _of_all(
+    mine: Trained, meeting: Meeting, stopping: Stopping, names: Sequence[str], runs: Path
+) -> Trained:
+    """What came of the members of all processes, on each of them; TrainingInterrupted."""
+    for adapter in mine.whole:
+        adapter.to("cpu")
+    every = meeting.gathered(mine, stopping)
+    if every is None:
+        assert stopping.signal is not None
+        others = [name for name in names if name not in {**mine.adapters, **mine.failed}]
+        raise TrainingInterrupted(stopping.signal, 0, runs, others)
+    return Trained(
+        {name: adapter for one in every for name, adapter in one.adapters.items()},
+        {name: error for one in every for name, error in one.failed.items()},
+    )
 
 
 def jobs_of(encoder: Encoder, members: Sequence[Member], accelerator: Accelerator) -> list[Job]:
@@ -162,25 +228,48 @@ def jobs_of(encoder: Encoder, members: Sequence[Member], accelerator: Accelerato
     return jobs
 
 
-def _look_back(waiting: Sequence[Waiting]) -> None:
+def _look_back(waiting: Sequence[Waiting], accelerator: Accelerator) -> None:
     """See how far each one's run is, if it has one; OptionError that says of each what is wrong."""
+    seen = [_seen(one.run) for one in waiting]
+    _check_shared(seen, accelerator)
     wrong = []
-    for one in waiting:
-        if one.run is None or not (one.run / FACTS).is_file():
+    for one, run in zip(waiting, seen, strict=True):
+        if run is None or one.run is None:
             continue
         try:
-            run = read_run(one.run)
-            if run.state == "running":
-                raise FolderError(f"{one.run} is being trained by another process: let it end.")
+            if isinstance(run, str):
+                raise FolderError(run)
             found = find_checkpoint(one.job, one.run)
         except (OptionError, FolderError) as error:
             wrong.append(f"{one.name}: {error}")
             continue
         if found is not None:
             over = found.state["progress"]["epoch"] > one.job.options.epochs
-            one.step, one.before, one.done = found.step, run.seconds, over and run.state == "done"
+            one.step, one.before, one.done = found.step, run[1], over and run[0] == "done"
+    _check_shared([(one.step, one.done) for one in waiting], accelerator)
     if wrong:
         raise OptionError(f"Nothing was trained. {' '.join(wrong)}")
+
+
+def _seen(run: Path | None) -> tuple[str, float] | str | None:
+    """A run's state and seconds, or why it can't be gone on with; None where there is none."""
+    if run is None or not (run / FACTS).is_file():
+        return None
+    try:
+        found = read_run(run)
+    except FolderError as error:
+        return str(error)
+    if found.state == "running":
+        return f"{run} is being trained by another process: let it end."
+    return found.state, found.seconds
+
+
+def _check_shared(seen: object, accelerator: Accelerator) -> None:
+    if any(other != seen for other in gathered(accelerator, seen)):
+        raise OptionError(
+            "The processes find different runs and checkpoints. The runs' folder must be one that "
+            "all machines share: put --run on a shared disk, or copy the folder to each machine."
+        )
 
 
 class _UnderWay:
@@ -190,6 +279,7 @@ class _UnderWay:
         self,
         encoder: Encoder,
         waiting: Sequence[Waiting],
+        accelerator: Accelerator,
         slots: int,
         dtype: torch.dtype,
         fast: bool,
@@ -197,7 +287,8 @@ class _UnderWay:
         done: Callable[[Adapter], None] | None,
         display: ManyDisplay,
     ):
-        self.encoder, self.slots, self.dtype, self.fast = encoder, slots, dtype, fast
+        self.encoder, self.accelerator = encoder, accelerator
+        self.slots, self.dtype, self.fast = slots, dtype, fast
         self.every, self.done, self.display = every, done, display
         # What is done takes no slot; of the random states the last one that is put back counts.
         self.queue = deque(sorted(waiting, key=lambda one: not one.done))
@@ -212,8 +303,8 @@ class _UnderWay:
                 self._fill()
                 if self.running:
                     self._step()
-                signal = stopping.signal
-                if signal is not None or any(one.resuming.due for one in self.running):
+                signal, due = self._asked(stopping)
+                if signal is not None or due:
                     self._each(Trainee.checkpoint)
                 left = [one.name for one in self.running] + [one.name for one in self.queue]
                 if signal is not None and left:
@@ -224,6 +315,16 @@ class _UnderWay:
                 trainee.fail(error)
             raise
         return self.found
+
+    def _asked(self, stopping: Stopping) -> tuple[int | None, bool]:
+        """The signal that a process has got, and whether one finds that a checkpoint is due."""
+        due = any(one.resuming.due for one in self.running)
+        if self.accelerator.num_processes == 1:
+            return stopping.signal, due
+        mine = torch.tensor([float(due), *(float(stopping.signal == s) for s in SIGNALS)])
+        asked = self.accelerator.reduce(mine.to(self.accelerator.device), "sum").tolist()
+        signals = [number for number, count in zip(SIGNALS, asked[1:], strict=True) if count]
+        return (signals[0] if signals else None), bool(asked[0])
 
     def _fill(self) -> None:
         """Let those that wait begin, while there are slots."""
@@ -255,7 +356,7 @@ class _UnderWay:
         """One shared step; who is finished, or fails, leaves."""
         started = time.perf_counter()
         taking = list(self.running)
-        stepped = _shared_step(self.encoder, taking, self.dtype)
+        stepped = shared_step(self.encoder, taking, self.dtype, self.accelerator)
         seen = dict(zip(taking, stepped, strict=True))
         self._each(lambda one: one.step(*seen[one]))
         self._finish([one for one in self.running if one.finished], self.done)
@@ -285,53 +386,3 @@ class _UnderWay:
     def _drop(self, one: Waiting | Trainee, error: Exception) -> None:
         self.found.failed[one.name] = error
         self.display.failed(one.name, error, one.left)
-
-
-def _shared_step(
-    encoder: Encoder, running: Sequence[Trainee], dtype: torch.dtype
-) -> list[tuple[float, int]]:
-    """The forward pass of all, and the backward pass of all losses; each one's loss and tokens."""
-    drawn = [(trainee, trainee.drawn()) for trainee in running]
-    # Neighbours of like length, which attention takes together.
-    drawn.sort(key=lambda pair: max(map(len, pair[1])))
-    ids = [ids for _, its in drawn for ids in its]
-    counts = [len(its) for _, its in drawn]
-    spans = list(pairwise(accumulate(counts, initial=0)))
-    batch = encoder.text.batch(ids, range(len(ids)))
-    input_ids = torch.from_numpy(batch.input_ids).to(encoder.device)
-    mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
-    adapters = [trainee.job.adapter for trainee, _ in drawn]
-    bert = running[0].routed.bert
-    if bert is not None and all(trainee.routed.bert for trainee in running):
-        hidden = bert.hidden(input_ids, mask, list(zip(counts, adapters, strict=True)))
-    else:
-        hidden = _banked(encoder, adapters, counts, input_ids, mask, dtype)
-    losses = [
-        trainee.loss(hidden[start:end], mask[start:end])
-        for (trainee, _), (start, end) in zip(drawn, spans, strict=True)
-    ]
-    # Each loss depends on its own adapter alone, so the sum's gradient is each one's own.
-    torch.stack(losses).sum().backward()
-    found = {
-        trainee: (float(loss.detach()), int(mask[start:end].sum()))
-        for (trainee, _), loss, (start, end) in zip(drawn, losses, spans, strict=True)
-    }
-    return [found[trainee] for trainee in running]
-
-
-def _banked(
-    encoder: Encoder,
-    adapters: Sequence[Adapter],
-    counts: Sequence[int],
-    input_ids: Tensor,
-    mask: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Token states through the encoder's own modules, each row's adapter from a bank."""
-    slots = [slot for slot, count in enumerate(counts, 1) for _ in range(count)]
-    bank = Bank.of(adapters, encoder)
-    route = bank.route(slots, training=True) if bank.sites else None
-    device = input_ids.device.type
-    cast = dtype is not torch.float32
-    with torch.autocast(device, dtype) if cast else nullcontext():
-        return encoder.hidden(input_ids, mask, route).float()

@@ -2,6 +2,7 @@
 
     slots: 8                      # how many train at a time
     precision: bf16               # "no", "bf16" or "auto"
+    divide: adapters              # or rows: what several processes have a part of each
     defaults:                     # of every adapter below
       lora: {r: 16, target_modules: all-linear}
       epochs: 10
@@ -24,7 +25,8 @@ from typing import Any
 from adaptx.errors import OptionError, choices
 from adaptx.training.settings import Settings
 
-TOP = ("encoder", "prefix", "slots", "precision", "defaults", "adapters")
+DIVIDE = ("adapters", "rows")
+TOP = ("encoder", "prefix", "slots", "precision", "divide", "defaults", "adapters")
 KEYS = (
     *("name", "language", "train", "dev", "text_column", "other_column", "label_column"),
     *("task", "labels", "pooling", "scheme", "repair", "lora"),
@@ -41,6 +43,7 @@ class Job:
     prefix: str | None = None
     slots: int = 8
     precision: str | None = None
+    divide: str = "adapters"
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -83,8 +86,11 @@ def many_of(path: Path, config: Mapping[str, Any]) -> Job:
     slots = config.get("slots", 8)
     if type(slots) is not int or slots < 1:  # true is an int too
         raise OptionError(f"{path}: slots={slots!r} must be a whole number, at least 1.")
+    divide = config.get("divide", "adapters")
+    if divide not in DIVIDE:
+        raise OptionError(f"{path}: divide={divide!r} is none of {choices(DIVIDE)}.")
     top = {key: config.get(key) for key in ("encoder", "prefix", "precision")}
-    return Job(filled[1:], slots=slots, **top)
+    return Job(filled[1:], slots=slots, divide=divide, **top)
 
 
 def check_names(names: Sequence[str]) -> None:

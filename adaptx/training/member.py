@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +24,13 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.own_model import Full
 from adaptx.data.streams import Columns
 from adaptx.encoder.encoder import Encoder
-from adaptx.errors import AdaptxError, OptionError
+from adaptx.errors import OptionError
 from adaptx.tasks import Classification, Task
 from adaptx.training.average import Average
 from adaptx.training.checkpoint import Checkpoint
 from adaptx.training.optimizing import optimizer_and_schedule
-from adaptx.training.plan import Plan
 from adaptx.training.probe import check_probe_first
+from adaptx.training.processes import FAILURES, by_the_first
 from adaptx.training.record import Job, Kept
 from adaptx.training.resuming import Progress, Resuming
 from adaptx.training.routed import Routed
@@ -111,9 +112,7 @@ class Trainee:
     ):
         assert isinstance(job.train, EncodedRows)  # as Member.job makes them
         self.job, self.routed, self.options, self.train = job, routed, job.options, job.train
-        self.plan = Plan(
-            len(job.train), self.options.batch_size, 1, 1, 0, self.options.seed, job.train.lengths
-        )
+        self.plan = job.plan()
         self.steps = self.options.epochs * len(self.plan)
         self.optimizer, self.schedule = optimizer_and_schedule(
             job.adapter, self.options, self.steps
@@ -128,7 +127,6 @@ class Trainee:
         goes_on = (self.at.step, len(self.kept.history))
         self.log = RunLog(run, job.accelerator, job.about(config), goes_on)
         self.log.__enter__()
-        self.targets: Sequence[np.ndarray] = ()
         self._begin_epoch()
 
     @property
@@ -148,21 +146,28 @@ class Trainee:
 
     @property
     def rows(self) -> np.ndarray:
-        """The places of its next batch's rows."""
+        """The places of its next batch's rows, whichever process has them."""
         assert self.now is not None
         return self.now.all_rows
 
-    def drawn(self) -> Sequence[list[int]]:
-        """Token ids of its next batch's windows; `loss` will have their targets."""
-        ids, self.targets = self.train.drawn(self.rows, (self.options.seed, self.at.epoch))
-        return ids
+    @property
+    def rows_here(self) -> np.ndarray:
+        """The places of those that this process has."""
+        assert self.now is not None
+        return self.now.micro_batches[0]
 
-    def loss(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """The mean loss of its batch, given its rows' states `[B, S, H]` and mask `[B, S]`."""
+    def drawn(self) -> tuple[Sequence[list[int]], Sequence[np.ndarray]]:
+        """Token ids of the windows of this process's rows, and the rows' targets."""
+        return self.train.drawn(self.rows_here, (self.options.seed, self.at.epoch))
+
+    def loss(self, hidden: Tensor, mask: Tensor, targets: Sequence[np.ndarray]) -> Tensor:
+        """What this process's rows, given their states `[B, S, H]`, mask `[B, S]` and targets, have
+        of the mean loss of the batch.
+        """
         outputs = self.job.adapter.outputs(hidden, mask)
-        targets = self.job.on_device(self.job.task.stacked(self.targets, mask.shape[1]))
-        losses = self.job.losses(outputs, targets, self.options.smoothing)
-        return losses.sum() / len(losses)
+        stacked = self.job.on_device(self.job.task.stacked(targets, mask.shape[1]))
+        losses = self.job.losses(outputs, stacked, self.options.smoothing)
+        return losses.sum() / len(self.rows)
 
     def step(self, loss: float, tokens: int) -> None:
         """After the backward pass: clip, step, score an epoch that ends.
@@ -213,18 +218,19 @@ class Trainee:
         self.resuming.save(self.at)
 
     def finish(self, done: Callable[[Adapter], None] | None) -> Adapter:
-        """The best epoch's adapter, given to `done`, after which the run is done.
+        """The best epoch's adapter, given to `done` by the first process, after which the run is
+        done. Every process calls it.
 
         The last checkpoint has it too: a job that is resumed has no step to take again.
         """
         try:
             self.resuming.finish(self.at.step)
-        except (AdaptxError, OSError) as error:  # the adapter itself is whole
+        except FAILURES as error:  # the adapter itself is whole
             warnings.warn(f"{self.name} has no last checkpoint: {error}", stacklevel=2)
         self.kept.restore()
         adapter = self.job.adapter.requires_grad_(False).eval()
         if done is not None:
-            done(adapter)
+            by_the_first(self.job.accelerator, partial(done, adapter))
         self.log.__exit__(None, None, None)
         return adapter
 

@@ -25,10 +25,12 @@ from adaptx.adapters import own_model
 from adaptx.errors import FolderError, OptionError, choices
 from adaptx.training.average import Average
 from adaptx.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
+from adaptx.training.processes import by_the_first, gathered
 from adaptx.training.record import Job, Kept
 from adaptx.training.rows import EncodedRows, IndexedRows, MixedRows, Rows
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch.optim.lr_scheduler import LRScheduler
 
 
@@ -84,12 +86,12 @@ class Resuming:
             self._write(Progress(step, self.job.options.epochs + 1), {})
 
     def _write(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        from accelerate.utils import gather_object
-
         accelerator = self.job.accelerator
-        random = gather_object([_random_state(accelerator.device)])
-        if accelerator.is_main_process and self.run is not None:
-            tensors = {
+        random = gathered(accelerator, _random_state(accelerator.device))
+
+        def write() -> None:
+            assert self.run is not None
+            held = {
                 **tensors,
                 **_named("best", self.kept.weights),
                 **{f"random.{i}.{k}": v for i, s in enumerate(random) for k, v in s.items()},
@@ -104,8 +106,9 @@ class Resuming:
                 "history": self.kept.history,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
-            write_checkpoint(self.run, progress.step, state, tensors)
-        accelerator.wait_for_everyone()
+            write_checkpoint(self.run, progress.step, state, held)
+
+        by_the_first(accelerator, write)
         self.saved = time.perf_counter()
 
     def restore(self, found: Checkpoint) -> Progress:
@@ -140,7 +143,7 @@ def find_checkpoint(job: Job, run: Path) -> Checkpoint | None:
     Every process calls it. Raises OptionError for other data, another encoder, other settings, with
     what differs, and where the processes don't find the same; FolderError where none is whole.
     """
-    found = _newest_of_all(run)
+    found = _newest_of_all(run, job.accelerator)
     if found is None:
         return None
     if own_model.allocates(job.adapter.model):
@@ -162,17 +165,15 @@ def find_checkpoint(job: Job, run: Path) -> Checkpoint | None:
     return found
 
 
-def _newest_of_all(run: Path) -> Checkpoint | None:
+def _newest_of_all(run: Path, accelerator: Accelerator) -> Checkpoint | None:
     """The newest whole checkpoint, which every process must have found."""
-    from accelerate.utils import gather_object
-
     found, damaged = None, None
     try:
         found = newest_checkpoint(run)
     except FolderError as error:
         damaged = error
     seen = storage.sha256(found.folder / storage.MANIFEST) if found else str(damaged)
-    everywhere = gather_object([(found.step if found else 0, seen)])
+    everywhere = gathered(accelerator, (found.step if found else 0, seen))
     if damaged is not None:
         raise damaged
     if len(set(everywhere)) > 1:

@@ -28,6 +28,7 @@ from adaptx.errors import (
     TrainingInterrupted,
     choices,
 )
+from adaptx.training.processes import by_the_first
 from adaptx.training.runs import (
     CHECKPOINTS,
     FACTS,
@@ -129,7 +130,12 @@ class RunLog:
     def __enter__(self) -> RunLog:
         self.accelerator.wait_for_everyone()  # each process has seen that the folder is free
         try:
-            self._open()
+            by_the_first(self.accelerator, self._open)
+            if self.own_trackers:
+                run = self.run
+                known = {**run.config, **run.settings, "encoder": run.encoder, "method": run.method}
+                plain = {k: v for k, v in known.items() if isinstance(v, (bool, int, float, str))}
+                self.accelerator.init_trackers(run.name, config=plain)
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -153,10 +159,6 @@ class RunLog:
                 raise FolderError(
                     f"The run's folder {run.folder} can't be written: {error}."
                 ) from None
-        if self.own_trackers:
-            known = {**run.config, **run.settings, "encoder": run.encoder, "method": run.method}
-            plain = {k: v for k, v in known.items() if isinstance(v, (bool, int, float, str))}
-            self.accelerator.init_trackers(run.name, config=plain)
 
     def _cut_log(self) -> None:
         """Leave what was logged up to where the run goes on."""

@@ -16,6 +16,7 @@ from adaptx.evaluation.metrics import perplexity, task_scores
 from adaptx.tasks import Task
 from adaptx.tasks.base import TOKENS
 from adaptx.training.average import Average
+from adaptx.training.processes import gathered
 from adaptx.training.rows import EncodedRows
 from adaptx.training.runlog import RunLog
 
@@ -74,8 +75,6 @@ def dev_scores(
     `model` gives outputs `[B, L]`, or `[B, S, L]`, for ids and mask int64 `[B, S]`. `between` is
     called before each batch, as often by each process; what it raises ends the scoring.
     """
-    from accelerate.utils import gather_object
-
     accelerator, dev, task = job.accelerator, job.dev, job.task
     assert isinstance(dev, EncodedRows)  # of several tasks, each is scored by itself
     # As many rows, and so forward passes, for each process, some of them twice: FSDP waits in each.
@@ -97,8 +96,8 @@ def dev_scores(
         ends = np.cumsum(dev.counts[rows])
         for i, (row, end) in enumerate(zip(rows.tolist(), ends, strict=True)):
             found.append((row, losses[i], weights[i], each[end - dev.counts[row] : end]))
-    gathered = {row: rest for row, *rest in gather_object(found)}
-    every = [gathered[row] for row in range(len(dev))]
+    by_row = {one[0]: one[1:] for its in gathered(accelerator, found) for one in its}
+    every = [by_row[row] for row in range(len(dev))]
     loss = float(np.average([loss for loss, _, _ in every], weights=[w for _, w, _ in every]))
     if not task.answers:
         return {"dev_loss": loss, "perplexity": perplexity(loss)}

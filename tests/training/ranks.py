@@ -60,18 +60,27 @@ def train_together(encoder, config, train, dev, **options):
     return ax.train_together(encoder, parts, config, name="x", **options)
 
 
-def main(encoder_folder, data, options, meeting=None):
+def meet(meeting):
+    """Join the other ranks, if there are any."""
     if meeting and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}",
             rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))  # fmt: skip
+
+
+def is_last():
+    """Whether this is the last rank."""
+    return int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+
+
+def main(encoder_folder, data, options, meeting=None):
+    meet(meeting)
     options = {"epochs": 2, "batch_size": 9, "lr": 3e-3, "dev": f"{data}/dev.jsonl"} | options
     lora = LoraConfig(r=4, target_modules=options.pop("sites", "all-linear"))
     config = {"lora": lora, "probe": None, "full": ax.Full()}[options.pop("method", "lora")]
     if "run" in options:  # RANK in it is the process's own
         options["run"] = options["run"].replace("RANK", os.environ.get("RANK", "0"))
     rows, together = options.pop("rows", None), options.pop("together", False)
-    last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
-    if (step := options.pop("signal_at", None)) and last:
+    if (step := options.pop("signal_at", None)) and is_last():
         signal_in_step(step)
     encoder = ax.Encoder.from_pretrained(encoder_folder)
     train = read_examples(f"{data}/train.jsonl")[:rows]

@@ -207,7 +207,8 @@ def test_the_bar_counts_the_steps_that_are_left_and_shows_the_best_score(small, 
         ax.train_many(small, members, runs=tmp_path)
     assert bar["total"] == 30 * 11 + 2 + 20 * 11 > bar["completed"]  # the last one goes in step 2
     assert re.search(
-        r"1/3 done, [\d,]+ tokens/s  patient 2: \d\.\d+, best 0\.\d", bar["description"]
+        r"1/3 done, [\d,]+ tokens/s, [1-9]?[\d.]+ GB  patient 2: \d\.\d+, best 0\.\d",
+        bar["description"],
     )
     with shown() as bar:
         found = ax.train_many(small, members, runs=tmp_path, resume=True)
@@ -220,7 +221,8 @@ def test_one_training_shows_its_speed_and_its_best_score(small):
         adapter = alone(small, member("x"))
     best = adapter.facts.training["history"][0]["accuracy"]
     assert re.search(
-        rf"epoch 2  loss \d.*  [\d,]+ tokens/s  best accuracy {best:.3f}", bar["description"]
+        rf"epoch 2  loss \d.*  [\d,]+ tokens/s  (\d+\.\d) GB  best accuracy {best:.3f}",
+        bar["description"],
     )
 
 
