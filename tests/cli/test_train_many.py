@@ -145,6 +145,10 @@ def test_options_that_the_file_has_are_refused(tmp_path):
         ({"adapters": [{"name": "x"}]}, "adapter 1: train is missing"),
         ({"adapters": [{"name": "x", "train": "a"}], "slots": 0}, "slots=0"),
         ({"adapters": [{"name": "x", "train": "a"}], "slots": True}, "slots=True"),
+        (
+            {"adapters": [{"name": "x", "train": "a"}], "divide": "tasks"},
+            "is none of adapters, rows",
+        ),
         ({"adapters": [{"name": "x", "train": "a"}], "precision": False}, "precision must be text"),
         (
             {"adapters": [{"name": "x", "train": "a", "lora": 8}]},

@@ -22,7 +22,7 @@ from adaptx.training.processes import divided
 from adaptx.training.runs import read_run
 from tests.conftest import SAMPLE
 from tests.training.test_many import TRAIN, lora, member
-from tests.training.test_scaling import answers, run
+from tests.training.test_scaling import FSDP, answers, run
 
 MEMBERS = {
     "plain": {},
@@ -188,6 +188,14 @@ def test_each_place_is_one_processes_and_none_waits_long(costs, processes):
 def test_a_division_that_isnt_there_is_named(small):
     with pytest.raises(OptionError, match="divide='tasks' is none of adapters, rows"):
         ax.train_many(small, [member("x")], divide="tasks")
+
+
+@pytest.mark.slow
+def test_fsdp_is_refused(small_folders, tmp_path):
+    options = {"members": {"a": {}, "b": {}}}
+    found = ranks(2, small_folders["bert"], tmp_path / "meeting", options, **FSDP)
+    assert len(found) == 2
+    assert all("FSDP divides the encoder for one adapter" in one["error"] for one in found)
 
 
 def test_one_process_has_nothing_to_divide(small):
