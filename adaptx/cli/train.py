@@ -143,6 +143,12 @@ def train(
     accumulate: Annotated[
         int, typer.Option("--accumulate", help="Micro-batches of a step: less memory.")
     ] = 1,
+    micro_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--micro-tokens", help="Most tokens of a micro-batch: cuts up long rows' steps."
+        ),
+    ] = None,
     probe_first: Annotated[
         bool, typer.Option("--probe-first", help="Begin with a probe's head: fewer epochs needed.")
     ] = False,
@@ -244,7 +250,7 @@ def train(
 
     settings: dict[str, Any] = {
         "epochs": epochs, "lr": LRS.get(method.value, 1e-3) if lr is None else lr,
-        "batch_size": batch_size, "accumulate": accumulate,
+        "batch_size": batch_size, "accumulate": accumulate, "micro_tokens": micro_tokens,
         "probe_first": probe_first, "warmup": warmup, "weight_decay": weight_decay,
         "clip": clip, "smoothing": smoothing, "metric": metric, "patience": patience,
         "max_length": max_length, "seed": seed,
@@ -324,7 +330,7 @@ TOGETHER = (*MANY, "checkpointing")
 # What such a file calls the other options, where it has them: itself, or in its `lora`.
 LORA_KEYS = {name: name for name in ("r", "lora_alpha", "target_modules", "use_rslora")}
 LORA_KEYS["dropout"] = "lora_dropout"
-MANY_KEYS = {*KEYS, *Settings.__dataclass_fields__} - {"accumulate"}
+MANY_KEYS = {*KEYS, *Settings.__dataclass_fields__} - {"accumulate", "micro_tokens"}
 TOGETHER_KEYS = {*TOP, *TASK}
 
 
@@ -356,7 +362,10 @@ def _check_options(ctx: typer.Context, method: Method, config: Path | None, task
     """Raise OptionError for options that would have no effect."""
     given = {name for name in ctx.params if _given(ctx, name)}
     lora = {"r", "lora_alpha", "target_modules", "use_rslora"}
-    loop = {"epochs", "lr", "accumulate", "warmup", "weight_decay", "clip", "patience", "smoothing"}
+    loop = {
+        *("epochs", "lr", "accumulate", "micro_tokens", "warmup", "weight_decay", "clip"),
+        *("patience", "smoothing"),
+    }
     without: dict[str, set[str]] = {}
     if config is not None:
         without["--config"] = {*lora, "method", "dropout"}

@@ -65,8 +65,10 @@ class Member:
         Raises DataError, SiteError or OptionError.
         """
         options = Settings.of(self.settings)
-        if options.accumulate > 1:
-            raise OptionError("accumulate is for an adapter that trains alone: use ax.train.")
+        if options.accumulate > 1 or options.micro_tokens:
+            raise OptionError(
+                "accumulate and micro_tokens are for an adapter that trains alone: use ax.train."
+            )
         columns = Columns(self.text_column, self.label_column, self.other_column)
         train = list(open_data(self.train, self.task, columns))
         dev = list(open_data(self.dev, self.task, columns)) if self.dev is not None else []

@@ -2,9 +2,9 @@
 
 An epoch is one shuffle of all rows, cut into global batches; within WINDOW batches, rows of like
 length go together, because padding costs as much as text. A global batch is cut into `accumulate`
-micro-batches, and each of those among the processes. So the same seed and batch size
-mean the same training on 1 or 8 GPUs, up to rounding; but for retrieval, whose rows learn from the
-others of their micro-batch.
+micro-batches, or as many more as keep each within `micro_tokens`, and each of those among the
+processes. So the same seed and batch size mean the same training on 1 or 8 GPUs, up to rounding;
+but for retrieval, whose rows learn from the others of their micro-batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Step:
 class Plan:
     """Cuts rows into steps for `process` of `processes`.
 
-    `lengths` are the rows' tokens, int64 `[rows]`; without them, rows of any length go together.
+    `lengths` are the rows' tokens, int64 `[rows]`; without them, rows of any length go together,
+    and `micro_tokens` can't be kept. A row that is longer than that stands alone.
     """
 
     rows: int
@@ -44,6 +45,7 @@ class Plan:
     process: int = 0
     seed: int = 0
     lengths: np.ndarray | None = None
+    micro_tokens: int | None = None
 
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
@@ -58,6 +60,23 @@ class Plan:
                 window = window[np.argsort(self.lengths[window], kind="stable")]
             batches = np.split(window, range(size, len(window), size))
             for i in random.permutation(len(batches)):
-                micro = np.array_split(batches[i], self.accumulate)
+                micro = self._micro_batches(batches[i])
                 mine = tuple(rows[self.process :: self.processes] for rows in micro)
                 yield Step(len(batches[i]), mine, batches[i])
+
+    def _micro_batches(self, batch: np.ndarray) -> list[np.ndarray]:
+        parts = self.accumulate
+        micro = np.array_split(batch, parts)
+        if self.micro_tokens is None or self.lengths is None:
+            return micro
+        least = self.lengths[batch].sum() / (self.micro_tokens * self.processes)
+        while parts < len(batch) and any(self._tokens(rows) > self.micro_tokens for rows in micro):
+            parts = min(max(parts + 1, int(least)), len(batch))
+            micro = np.array_split(batch, parts)
+        return micro
+
+    def _tokens(self, rows: np.ndarray) -> int:
+        """Tokens with padding of the process that has most of a micro-batch."""
+        assert self.lengths is not None
+        each = [self.lengths[rows[process :: self.processes]] for process in range(self.processes)]
+        return max(int(its.max()) * len(its) for its in each if len(its))

@@ -48,6 +48,7 @@ class Job:
 
     def __post_init__(self) -> None:
         options, processes = self.options, self.accelerator.num_processes
+        self._check_micro_tokens()
         if not self.task.contrasts or not isinstance(self.train, EncodedRows):
             return
         rows = min(options.batch_size, len(self.train))
@@ -57,6 +58,23 @@ class Job:
                 f"Retrieval learns from the other pairs of a micro-batch, and there are none: "
                 f"{rows} pairs of a batch, in {options.accumulate} micro-batches on {processes} "
                 f"processes, are less than two each. Raise batch_size, or give hard negatives."
+            )
+
+    def _check_micro_tokens(self) -> None:
+        most = self.options.micro_tokens
+        if most is None:
+            return
+        if self.task.contrasts or self.train.lengths is None:
+            why = (
+                "retrieval learns from the other pairs of a micro-batch"
+                if self.task.contrasts
+                else "the lengths of rows that are read in their turns aren't known"
+            )
+            raise OptionError(f"micro_tokens={most} can't be kept: {why}. Say accumulate instead.")
+        if (longest := int(self.train.lengths.max())) > most:
+            raise OptionError(
+                f"micro_tokens={most}, and the longest row has {longest} tokens: give at least as "
+                f"many, or cut the texts by max_length."
             )
 
     @property
@@ -79,6 +97,7 @@ class Job:
             self.accelerator.process_index,
             self.options.seed,
             self.train.lengths,
+            self.options.micro_tokens,
         )
 
     def loss_sum(self, model: nn.Module, rows: np.ndarray, epoch: int) -> tuple[Tensor, int]:

@@ -84,6 +84,9 @@ def dev_scores(
     # Twice a training micro-batch: no gradients are kept.
     parts = job.options.accumulate * accelerator.num_processes
     rows_at_once = 2 * max(1, job.options.batch_size // parts)
+    if job.options.micro_tokens:
+        most = 2 * job.options.micro_tokens // int(dev.lengths.max())
+        rows_at_once = max(1, min(rows_at_once, most))
     found: list[tuple[int, float, float, list[np.ndarray]]] = []
     for start in range(0, share, rows_at_once):
         between()

@@ -20,6 +20,8 @@ class Settings:
     batch_size    rows of an optimizer step, over all processes and micro-batches: results don't
                   depend on how many GPUs there are, but for retrieval's (adaptx.tasks.retrieval)
     accumulate    micro-batches of a step (less memory, the same gradient)
+    micro_tokens  most tokens of a process's micro-batch, padding included: a step of long rows is
+                  cut into as many more micro-batches as that takes; None for no limit
     warmup        share of the steps that warm up
     weight_decay  AdamW's
     clip          largest norm of the gradient; 0 for no clipping
@@ -38,6 +40,7 @@ class Settings:
     lr: float = 1e-3
     batch_size: int = 16
     accumulate: int = 1
+    micro_tokens: int | None = None
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -79,7 +82,8 @@ class Settings:
         for name in ("probe_first", "average"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r} must be True or False.")
-        for name in ("epochs", "batch_size", "accumulate", "patience", "max_length"):
+        counts = ("epochs", "batch_size", "accumulate", "micro_tokens", "patience", "max_length")
+        for name in counts:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")

@@ -161,6 +161,8 @@ def mixed_job(
     """Read and encode every source's rows, and make the adapter. Raises as `train_together`."""
     if sum(len(part.sources) for part in parts.values()) < 2:
         raise OptionError("Training together needs two sources or more; for one there is ax.train.")
+    if options.micro_tokens:
+        raise OptionError("micro_tokens is for one source alone: say accumulate instead.")
     classified = [isinstance(part.task, Classification) for part in parts.values()]
     if options.probe_first and not any(classified):
         raise OptionError(

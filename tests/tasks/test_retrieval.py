@@ -136,6 +136,8 @@ def test_a_pair_alone_in_its_micro_batch_is_refused(small):
     for alone in ({"accumulate": 3}, {"batch_size": 1}):
         with pytest.raises(OptionError, match="less than two each"):
             ax.train(small, Retrieval(), lora, train=pairs, **(options | alone))
+    with pytest.raises(OptionError, match="micro_tokens=64 can't be kept: retrieval learns from"):
+        ax.train(small, Retrieval(), lora, train=pairs, **options, micro_tokens=64)
     member = ax.Member("x", lora, pairs, task=Retrieval(), settings={"batch_size": 1})
     with pytest.raises(OptionError, match="x: Retrieval learns from the other pairs"):
         ax.train_many(small, [member])

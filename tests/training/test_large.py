@@ -42,6 +42,8 @@ def test_the_losses_are_those_of_the_file_in_memory(small, path):
     rows = read_examples(path)
     lengths = {len(ids) for ids in small.text.ids([row.text for row in rows])}
     assert len(lengths) == 1
+    with pytest.raises(OptionError, match="micro_tokens=64 can't be kept: the lengths"):
+        fit(small, str(path), micro_tokens=64)
     from_memory, from_file = fit(small, rows), fit(small, str(path))
     assert losses(from_file) == losses(from_memory)
     assert from_file.facts.training["train_rows"] == 40

@@ -39,6 +39,27 @@ def test_any_number_of_processes_shares_the_same_global_batches(
     assert len(shared) == len(plans[0])
 
 
+@settings(deadline=None, derandomize=True)
+@given(sizes=sizes, processes=st.integers(1, 5), epoch=st.integers(1, 3), spare=st.integers(0, 200))
+def test_no_micro_batch_has_more_tokens_than_it_may(sizes, processes, epoch, spare):
+    lengths = np.random.default_rng(sizes["seed"]).integers(1, 40, sizes["rows"])
+    most = int(lengths.max()) + spare
+    given = sizes | {"lengths": lengths}
+    plain = Plan(**given).steps(epoch)
+    plans = [
+        Plan(**given, processes=processes, process=p, micro_tokens=most) for p in range(processes)
+    ]
+    for one, *steps in zip(plain, *(plan.steps(epoch) for plan in plans), strict=True):
+        (parts,) = {len(step.micro_batches) for step in steps}  # as many on each process
+        assert sizes["accumulate"] <= parts <= max(sizes["accumulate"], one.rows)
+        each = [rows for step in steps for rows in step.micro_batches]
+        assert all(lengths[rows].max() * len(rows) <= most for rows in each if len(rows))
+        assert sorted(np.concatenate(each).tolist()) == sorted(one.all_rows.tolist())
+        fits = [lengths[r[p::processes]] for r in one.micro_batches for p in range(processes)]
+        if all(its.max() * len(its) <= most for its in fits if len(its)):
+            assert parts == sizes["accumulate"]  # no more than it takes
+
+
 def test_rows_of_like_length_go_together():
     lengths = np.random.default_rng(0).integers(1, 100, 500)
     steps = list(Plan(500, 16, lengths=lengths).steps(1))

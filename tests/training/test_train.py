@@ -13,6 +13,7 @@ from peft import LoraConfig
 
 import adaptx as ax
 from adaptx import machine
+from adaptx.data.encode import TextEncoder
 from adaptx.data.read import Example, read_examples
 from adaptx.data.records import Pair, Passage
 from adaptx.errors import DataError, OptionError, SiteError, TrainingDiverged
@@ -72,6 +73,30 @@ def test_accumulation_gives_the_losses_of_the_whole_batch(small, accumulate):
     whole = fit(small, lr=3e-3)
     parts = fit(small, lr=3e-3, accumulate=accumulate)
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_a_bound_on_tokens_gives_the_losses_of_the_whole_batch(small, monkeypatch):
+    most = 0
+
+    def batch(self, ids, rows, original=TextEncoder.batch):
+        nonlocal most
+        found = original(self, ids, rows)
+        most = max(most, found.input_ids.size)
+        return found
+
+    whole = fit(small, lr=3e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(TextEncoder, "batch", batch)
+        parts = fit(small, lr=3e-3, micro_tokens=150)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+    assert 75 < most <= 300  # dev's batches, without gradients, may have twice as many
+
+
+def test_a_bound_on_tokens_that_cant_be_kept_is_refused(small):
+    with pytest.raises(OptionError, match=r"micro_tokens=5, and the longest row has \d+ tokens"):
+        fit(small, micro_tokens=5)
+    with pytest.raises(OptionError, match="micro_tokens=0 must be a whole number"):
+        fit(small, micro_tokens=0)
 
 
 def test_checkpointing_gives_the_same_losses(small_folders):
