@@ -9,26 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptx.data.swaps import Swapper, check_swaps, pairs_of, swapper
+from adaptx.data.swaps import check_swaps, pairs_of, swapper
 from adaptx.errors import OptionError
 from adaptx.evaluation.compare import ratio_resamples
 from adaptx.evaluation.evaluate import checked_task, no_head
 from adaptx.evaluation.groups import GroupAudit, audit_groups, check_groups
-from adaptx.tasks import (
-    Classification,
-    MultiLabel,
-    QuestionAnswering,
-    Retrieval,
-    Similarity,
-    Summarization,
-    Task,
-    TokenClassification,
-)
+from adaptx.tasks import Task
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
@@ -183,7 +173,7 @@ def audit(
 def check_audited(name: str, task: Task | None) -> Task:
     """An adapter's task, whose answers can be audited; OptionError where it gives none."""
     task = checked_task(name, task)
-    if isinstance(task, Retrieval):
+    if not task.has_head:
         raise no_head(name)
     return task
 
@@ -196,7 +186,7 @@ def _variants(
     for terms in pairs_of(sets):
         swap = swapper(terms)
         for row, one in enumerate(inputs):
-            if (made := _swapped(task, swap, one)) != one:
+            if (made := task.swapped(one, swap)) != one:
                 found.append((row, terms, made))
     if not found:
         raise OptionError(
@@ -207,51 +197,12 @@ def _variants(
     return sorted(found, key=lambda one: one[0])
 
 
-def _swapped(task: Task, swap: Swapper, one: Any) -> Any:
-    """A text, both of two texts, or a list of words or of sentences, with the terms swapped."""
-    if isinstance(one, str):
-        return swap(one)
-    if isinstance(task, TokenClassification):
-        return swap.words(one)
-    return type(one)(map(swap, one))
-
-
 def _swap(
     task: Task, row: int, terms: tuple[str, str], one: Any, other: Any, before: Any, after: Any
 ) -> Swap:
-    changed: bool | None
-    change: float | None
-    if isinstance(task, Classification):
-        changed = before.label != after.label
-        change = after.scores[before.label] - before.score
-    elif isinstance(task, MultiLabel):
-        changed = set(before.labels) != set(after.labels)
-        moves = [after.scores[label] - before.scores[label] for label in task.labels]
-        change = max(moves, key=abs)
-    elif isinstance(task, QuestionAnswering):
-        changed = after.text != swapper(terms)(before.text)
-        change = after.score - before.score
-    elif isinstance(task, TokenClassification):
-        changed, change = _kinds(before) != _kinds(after), None
-    elif isinstance(task, Summarization):
-        chosen = [swapper(terms)(sentence.text) for sentence in before.sentences]
-        changed, change = chosen != [sentence.text for sentence in after.sentences], None
-    elif isinstance(task, Similarity):
-        changed, change = None, after.score - before.score
-    else:
-        raise OptionError(f"The answers of {task.kind} can't be compared.")
+    changed, change = task.change(before, after, swapper(terms))
     said, then = one_line(str(before)), one_line(str(after))
     return Swap(row, terms, one_line(one), one_line(other), said, then, changed, change)
-
-
-def _kinds(tags: Any) -> list[str]:
-    """The entities' types in their order; of other tags, those of neighbours once if alike.
-
-    Terms may have unequally many words, so tags can't be compared word by word.
-    """
-    if tags.bio:
-        return [entity.label for entity in tags.entities]
-    return [tag for tag, _ in groupby(tags.tags)]
 
 
 def one_line(one: Any) -> str:
@@ -290,4 +241,4 @@ def _swap_audit(
 def _is_held(task: Task, term: str, inputs: Sequence[Any]) -> bool:
     """Whether a row holds a term: whether it changes when the term is put in another's place."""
     swap = swapper((term, "\0"))
-    return any(_swapped(task, swap, one) != one for one in inputs)
+    return any(task.swapped(one, swap) != one for one in inputs)

@@ -12,6 +12,7 @@ import numpy as np
 from adaptx.evaluation.compare import Difference
 
 RESAMPLES = 2000
+CORRELATIONS = ("spearman", "pearson")  # metrics of numbers, which no sum over rows gives
 
 
 def correlation(metric: str, gold: np.ndarray, said: np.ndarray) -> np.ndarray:

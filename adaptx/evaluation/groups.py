@@ -16,10 +16,10 @@ import numpy as np
 
 from adaptx.errors import OptionError
 from adaptx.evaluation.compare import Difference, ratio_resamples
-from adaptx.evaluation.correlation import correlation_resamples
+from adaptx.evaluation.correlation import CORRELATIONS, correlation_resamples
 from adaptx.evaluation.metrics import scores_of
 from adaptx.evaluation.report import AnyReport, Report, report_of
-from adaptx.tasks import Similarity, Task
+from adaptx.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def audit_groups(
     for seed, name in enumerate(names):
         places = [i for i, group in enumerate(groups) if group == name]
         report = report_of(task, [records[i] for i in places], [answers[i] for i in places])
-        drawn[name] = _resamples(task, report, metric, seed)
+        drawn[name] = _resamples(report, metric, seed)
         low, high = np.quantile(drawn[name], [0.025, 0.975])
         found[name] = Group(len(places), report.scores, (float(low), float(high)))
     ordered = sorted(names, key=lambda name: found[name].scores[metric])
@@ -94,12 +94,12 @@ def check_groups(records: Sequence[Any], groups: Sequence[str]) -> list[str]:
     return names
 
 
-def _resamples(task: Task, report: AnyReport, metric: str, seed: int) -> np.ndarray:
+def _resamples(report: AnyReport, metric: str, seed: int) -> np.ndarray:
     """The metric of each resample, `[R]`."""
     if isinstance(report, Report):
         right = (report.targets == report.predicted).astype(np.float64)
         return ratio_resamples(right, np.ones(report.rows), seed=seed)
-    if isinstance(task, Similarity):
+    if metric in CORRELATIONS:
         gold, said = scores_of(report.records, report.answers)
         return correlation_resamples(gold, said, metric=metric, seed=seed)
     return ratio_resamples(*report.tally[metric], seed=seed)

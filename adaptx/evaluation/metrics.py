@@ -7,16 +7,17 @@ drawn from. N rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from adaptx.errors import OptionError, choices
-from adaptx.evaluation.correlation import correlation
+from adaptx.evaluation.correlation import CORRELATIONS, correlation
+from adaptx.evaluation.label_sets import set_tally, set_tally_by_label
 from adaptx.evaluation.questions import answer_tally
 from adaptx.evaluation.ranking import rank_tally
-from adaptx.evaluation.spans import span_tally, word_tally
+from adaptx.evaluation.spans import tag_tally, tag_tally_by_label
 from adaptx.evaluation.summaries import rouge_tally
 from adaptx.evaluation.tally import Tally, ratio
 from adaptx.tasks import (
@@ -24,13 +25,24 @@ from adaptx.tasks import (
     MultiLabel,
     QuestionAnswering,
     Retrieval,
-    Similarity,
     Summarization,
     Task,
     TokenClassification,
 )
 from adaptx.tasks.base import TITLES, title
 
+# How answers of a task are counted, unless they are one label of many, or numbers that correlate.
+TALLIES: dict[str, Callable[[Any, Sequence[Any], Sequence[Any]], Tally]] = {
+    TokenClassification.kind: tag_tally,
+    MultiLabel.kind: set_tally,
+    QuestionAnswering.kind: lambda task, records, answers: answer_tally(records, answers),
+    Retrieval.kind: lambda task, records, answers: rank_tally(records, answers),
+    Summarization.kind: lambda task, records, answers: rouge_tally(records, answers),
+}
+BY_LABEL: dict[str, Callable[[Any, Sequence[Any], Sequence[Any]], dict[str, Tally]]] = {
+    TokenClassification.kind: tag_tally_by_label,
+    MultiLabel.kind: set_tally_by_label,
+}
 DEV_LOSS = "dev_loss"
 LOWER = (DEV_LOSS, "perplexity")  # the better
 
@@ -59,7 +71,7 @@ def task_scores(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> d
     """The task's metrics of answers to records."""
     if isinstance(task, Classification):
         return classification_scores(task.targets(records), predicted(task, answers))
-    if isinstance(task, Similarity):
+    if task.metrics[0] in CORRELATIONS:
         gold, said = scores_of(records, answers)
         return {name: float(correlation(name, gold, said)) for name in task.metrics}
     return {name: ratio(*both) for name, both in tally(task, records, answers).items()}
@@ -78,57 +90,15 @@ def predicted(task: Task, answers: Sequence[Any]) -> np.ndarray:
 
 
 def tally(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> Tally:
-    """Each metric's numerator and denominator by row, of a task that isn't classification."""
-    if isinstance(task, TokenClassification):
-        spans = span_tally(records, answers) if task.scheme == "bio" else {}
-        return spans | word_tally(task, records, answers)
-    if isinstance(task, MultiLabel):
-        return label_tally(*_named(task, records, answers))
-    if isinstance(task, QuestionAnswering):
-        return answer_tally(records, answers)
-    if isinstance(task, Retrieval):
-        return rank_tally(records, answers)
-    if isinstance(task, Summarization):
-        return rouge_tally(records, answers)
-    raise OptionError(f"The task {task.kind!r} has no metrics.")
+    """Each metric's numerator and denominator by row, of a task in TALLIES."""
+    if task.kind not in TALLIES:
+        raise OptionError(f"The task {task.kind!r} has no metrics.")
+    return TALLIES[task.kind](task, records, answers)
 
 
 def tally_by_label(task: Task, records: Sequence[Any], answers: Sequence[Any]) -> dict[str, Tally]:
     """f1, precision and recall of each label that has scores of its own."""
-    if isinstance(task, TokenClassification) and task.scheme == "bio":
-        kinds = dict.fromkeys(label[2:] for label in task.labels if label != "O")
-        return {kind: span_tally(records, answers, kind) for kind in kinds}
-    if isinstance(task, MultiLabel):
-        gold_NL, said_NL = _named(task, records, answers)
-        found = {}
-        for i, label in enumerate(task.labels):
-            gold, said = gold_NL[:, i], said_NL[:, i]
-            right = gold * said
-            found[label] = {
-                "f1": (2 * right, gold + said),
-                "precision": (right, said),
-                "recall": (right, gold),
-            }
-        return found
-    return {}
-
-
-def _named(
-    task: MultiLabel, records: Sequence[Any], answers: Sequence[Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """fp64 `[N, L]`: which labels each row has, and which it was given."""
-    said = [[float(label in answer.labels) for label in task.labels] for answer in answers]
-    return task.targets(records).astype(np.float64), np.array(said)
-
-
-def label_tally(gold_NL: np.ndarray, said_NL: np.ndarray) -> Tally:
-    """F1 of all labels together, its mean over labels, and rows with all labels right."""
-    right = gold_NL * said_NL
-    return {
-        "micro_f1": (2 * right.sum(1), (gold_NL + said_NL).sum(1)),
-        "macro_f1": (2 * right, gold_NL + said_NL),
-        "accuracy": ((gold_NL == said_NL).all(1) * 1.0, np.ones(len(gold_NL))),
-    }
+    return BY_LABEL[task.kind](task, records, answers) if task.kind in BY_LABEL else {}
 
 
 def classification_scores(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from adaptx.errors import OptionError
 from adaptx.evaluation.compare import Difference, paired_bootstrap, paired_ratio
-from adaptx.evaluation.correlation import paired_correlation
+from adaptx.evaluation.correlation import CORRELATIONS, paired_correlation
 from adaptx.evaluation.metrics import (
     classification_scores,
     predicted,
@@ -24,7 +24,7 @@ from adaptx.evaluation.metrics import (
     task_scores,
 )
 from adaptx.evaluation.tally import Tally, joined, ratio
-from adaptx.tasks import Classification, Similarity, Task
+from adaptx.tasks import Classification, Task
 from adaptx.tasks.classification import METRICS
 
 
@@ -166,7 +166,7 @@ class AnswersReport:
         self, other: AnswersReport, metric: str, groups: np.ndarray | None = None
     ) -> Difference:
         """Its score less another's on the same rows (see paired_ratio)."""
-        if isinstance(self.task, Similarity):
+        if self.metrics[0] in CORRELATIONS:
             gold, mine = scores_of(self.records, self.answers)
             theirs = scores_of(other.records, other.answers)[1]
             return paired_correlation(gold, mine, theirs, metric=metric, groups=groups)
@@ -187,14 +187,14 @@ class AnswersReport:
     @cached_property
     def scores(self) -> dict[str, float]:
         """The task's metrics."""
-        if isinstance(self.task, Similarity):
+        if self.metrics[0] in CORRELATIONS:
             return task_scores(self.task, self.records, self.answers)
         return {name: ratio(*both) for name, both in self.tally.items()}
 
     @cached_property
     def interval(self) -> tuple[float, float]:
         """The 95% interval of the first metric: the bootstrap over rows."""
-        if isinstance(self.task, Similarity):
+        if self.metrics[0] in CORRELATIONS:
             both = scores_of(self.records, self.answers)
             found = paired_correlation(*both, None, metric=self.metrics[0])
             return found.low, found.high

@@ -15,6 +15,24 @@ from adaptx.evaluation.tally import Tally
 from adaptx.tasks.token_classification import Tags, TokenClassification
 
 
+def tag_tally(
+    task: TokenClassification, records: Sequence[Tagged], answers: Sequence[Tags]
+) -> Tally:
+    """Of entities in BIO, and of words."""
+    spans = span_tally(records, answers) if task.scheme == "bio" else {}
+    return spans | word_tally(task, records, answers)
+
+
+def tag_tally_by_label(
+    task: TokenClassification, records: Sequence[Tagged], answers: Sequence[Tags]
+) -> dict[str, Tally]:
+    """Of the entities of each type."""
+    if task.scheme != "bio":
+        return {}
+    kinds = dict.fromkeys(label[2:] for label in task.labels if label != "O")
+    return {kind: span_tally(records, answers, kind) for kind in kinds}
+
+
 def span_tally(
     records: Sequence[Tagged], answers: Sequence[Tags], kind: str | None = None
 ) -> Tally:

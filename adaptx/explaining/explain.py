@@ -10,9 +10,8 @@ import numpy as np
 
 from adaptx.data.windows import Window, located
 from adaptx.errors import OptionError
-from adaptx.explaining.target import Target, choose, reading
 from adaptx.explaining.words import Word, shares, texts_of, without, words_of
-from adaptx.tasks import Retrieval, Summarization, TokenClassification
+from adaptx.tasks.target import Target
 
 if TYPE_CHECKING:
     from adaptx.adapters.adapter import Adapter
@@ -116,23 +115,26 @@ def explain(
     task: Any = adapter.task
     one = text
     if isinstance(text, (list, tuple)):
-        listed = isinstance(task, (TokenClassification, Summarization))
-        one = list(text) if listed else tuple(text)
+        one = list(text) if task is not None and task.listed else tuple(text)
     (answer,) = encoder.predict([one], adapter)
-    target = choose(task, one, answer, label, word)
+    if word is not None and not (task is not None and task.by_word):
+        raise OptionError("A word is chosen where words are tagged: this adapter tags none.")
+    if task is None:
+        raise OptionError("This adapter answers with a vector, which has no score to explain.")
+    target = task.target(one, answer, label, word)
     words = words_of(one, encoder.text.tokenizer)
-    if isinstance(task, Retrieval):  # the second text's vector is what the first is held against
+    if not task.has_head:  # the second text's vector is what the first is held against
         words = [word for word in words if word.which == 0]
     if not words:
         raise OptionError("The text has no word: there is nothing that its answer could rest on.")
 
     windows, outputs = _read(encoder, adapter, [one], batch_size)[0]
-    found = reading(task, target, windows, outputs)
+    found = task.reading(target, windows, outputs)
     if found is None:
         raise OptionError(f"No token stands for {target.label}, so its score can't be read.")
     window = windows[found.number]
     texts = texts_of(one)
-    together = len(texts) == 2 and not isinstance(task, Retrieval)
+    together = len(texts) == 2 and task.has_head
     read = (texts[0], texts[1]) if together else texts[0]
     places_S3 = located(encoder.text, adapter.prefix, read, window)
     whole = integrated_gradients(
@@ -163,7 +165,7 @@ def explain(
         steps=steps,
         gap=whole.gap,
         window=found.number + 1,
-        windows=1 if isinstance(task, Retrieval) else len(windows),
+        windows=len(windows) if task.has_head else 1,
         words=tuple(
             _part(word, float(by_word[i]) if there[i] else None, whole.score, less[i], target)
             for i, word in enumerate(words)
@@ -221,7 +223,7 @@ def _score(
     import torch
 
     task: Any = adapter.task
-    found = reading(task, target, windows, outputs)
+    found = task.reading(target, windows, outputs)
     if found is None:
         return None
     return float(found.score(torch.from_numpy(outputs[found.number])[None]))

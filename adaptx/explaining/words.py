@@ -1,6 +1,6 @@
 """The words of an input: where they are, which tokens they have, the input without one of them.
 
-Words are those that tagging reads (adaptx.tasks.token_classification.word_spans): in a script
+Words are those that tagging reads (adaptx.tasks.words.word_spans): in a script
 without spaces between them, the tokens stand for words. S tokens, W words.
 """
 
@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from adaptx.tasks.token_classification import text_of, word_spans
-
-Span = tuple[int, int]  # of characters
+from adaptx.tasks.target import Span
+from adaptx.tasks.words import text_of, word_spans
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,3 @@ def without(one: Any, words: Sequence[Word], place: int) -> tuple[Any, Span]:
         return [*one[:place], *one[place + 1 :]], (start, end)
     texts[word.which] = text[:start] + text[end:]
     return (tuple(texts) if isinstance(one, tuple) else texts[0]), (start, end)
-
-
-def moved(span: Span, gone: Span) -> Span | None:
-    """Where a span is after `gone` was taken out of its text; None where nothing of it is left."""
-    start, end = (at - min(max(at - gone[0], 0), gone[1] - gone[0]) for at in span)
-    return (start, end) if start < end else None

@@ -26,7 +26,6 @@ from adaptx.errors import MissingExtra, OptionError, choices
 from adaptx.onnx.merged_readme import ANSWERS, CLASSES, LABELS, VECTORS, merged_readme
 from adaptx.onnx.parity import compare
 from adaptx.onnx.probe_texts import PROBE_TEXTS
-from adaptx.tasks import Similarity
 
 QUANTIZATIONS = ("int8",)
 MODEL = "model.onnx"
@@ -106,9 +105,10 @@ class _Merged(nn.Module):
 def _head(adapter: Adapter) -> Any:
     """A copy of the head; similarity's answers on the scale of its training data by itself."""
     head = copy.deepcopy(adapter.head)
-    if head is not None and isinstance(adapter.task, Similarity):
-        head.weight.data *= adapter.task.scale
-        head.bias.data = adapter.task.mean + adapter.task.scale * head.bias.data
+    if head is not None and adapter.task is not None:
+        mean, scale = adapter.task.scale_of_outputs
+        head.weight.data *= scale
+        head.bias.data = mean + scale * head.bias.data
     return head
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from adaptx.tasks import (
@@ -36,7 +37,7 @@ def merged_readme(adapter: Adapter, kind: str, report: dict[str, Any]) -> str:
     said = f"the same answer as torch on {agreement:.1%}, " if agreement is not None else ""
     every = ", ignore_labels=[]" if task.hub == TAGS else ""
     numpy = "import numpy as np\n" if task.hub == VECTORS else ""
-    code, note = _asked(task)
+    code, note = ASKED.get(task.kind, _one_of_labels)(task)
     which = "the first text of two" if task.two_texts else "each text"
     prefix = f"The tokenizer puts the prefix {adapter.prefix!r} before {which} by itself."
     return f"""# {adapter.name}, merged into its encoder ({kind} ONNX)
@@ -59,21 +60,44 @@ answer = pipeline("{task.hub}", model, tokenizer=tokenizer{every})
 """
 
 
-def _asked(task: Task) -> tuple[str, str]:
-    """How the pipeline is asked, as code that makes `found`, and what to know of it."""
-    if isinstance(task, QuestionAnswering):
-        return 'found = answer(question="…", context="…")', "The answer is a part of the context."
-    if isinstance(task, Retrieval):
-        pooled, way = "states.mean(0)", "the mean of its tokens' states"
-        if task.pooling == "cls":
-            pooled, way = "states[0]", "its first token's state"
-        code = f"""
+def _one_of_labels(task: Task) -> tuple[str, str]:
+    return _texts(task), "The score is the label's probability."
+
+
+def _score(task: Task) -> tuple[str, str]:
+    note = "The score says how near the texts are, on the scale of the training data."
+    return _texts(task), note
+
+
+def _texts(task: Task) -> str:
+    one = '{"text": "…", "text_pair": "…"}' if task.two_texts else '"…"'
+    return f"found = answer({one}, truncation=True)"
+
+
+def _label_set(task: MultiLabel) -> tuple[str, str]:
+    code = f"""
+found = answer("…", top_k=None, truncation=True)
+found = [one for one in found if one["score"] >= {task.threshold}]"""
+    return code, f"A text has the labels whose score is at least {task.threshold}."
+
+
+def _vector(task: Retrieval) -> tuple[str, str]:
+    pooled, way = "states.mean(0)", "the mean of its tokens' states"
+    if task.pooling == "cls":
+        pooled, way = "states[0]", "its first token's state"
+    code = f"""
 states = np.array(answer("…", truncation=True)[0])  # one for each token
 found = {pooled}
 found /= np.linalg.norm(found)"""
-        return code, f"A text's vector is {way}, with length 1: a product of two is their cosine."
-    if isinstance(task, TokenClassification):
-        code = """
+    return code, f"A text's vector is {way}, with length 1: a product of two is their cosine."
+
+
+def _span(task: QuestionAnswering) -> tuple[str, str]:
+    return 'found = answer(question="…", context="…")', "The answer is a part of the context."
+
+
+def _tags(task: TokenClassification) -> tuple[str, str]:
+    code = """
 text = "…"
 pieces, found, at = answer(text), [], 0
 for word in text.split():
@@ -81,18 +105,18 @@ for word in text.split():
     first = next(one for one in pieces if one["end"] > at)
     found.append((word, first["entity"]))
     at += len(word)"""
-        return code, (
-            "A word's tag is that of its first piece: the others weren't trained to have one. "
-            "Words and punctuation marks need white space between them, and a text that is longer "
-            "than the encoder reads comes in parts."
-        )
-    if isinstance(task, MultiLabel):
-        code = f"""
-found = answer("…", top_k=None, truncation=True)
-found = [one for one in found if one["score"] >= {task.threshold}]"""
-        return code, f"A text has the labels whose score is at least {task.threshold}."
-    one = '{"text": "…", "text_pair": "…"}' if task.two_texts else '"…"'
-    note = "The score is the label's probability."
-    if isinstance(task, Similarity):
-        note = "The score says how near the texts are, on the scale of the training data."
-    return f"found = answer({one}, truncation=True)", note
+    return code, (
+        "A word's tag is that of its first piece: the others weren't trained to have one. "
+        "Words and punctuation marks need white space between them, and a text that is longer "
+        "than the encoder reads comes in parts."
+    )
+
+
+# How the pipeline is asked, as code that makes `found`, and what to know of it.
+ASKED: dict[str, Callable[[Any], tuple[str, str]]] = {
+    MultiLabel.kind: _label_set,
+    QuestionAnswering.kind: _span,
+    Retrieval.kind: _vector,
+    Similarity.kind: _score,
+    TokenClassification.kind: _tags,
+}

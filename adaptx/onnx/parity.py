@@ -21,7 +21,7 @@ from adaptx.errors import ParityError
 from adaptx.evaluation.metrics import task_scores
 from adaptx.runtime.sessions import EXACT
 from adaptx.runtime.verify import BOUNDS, Bounds, compare_outputs, failures
-from adaptx.tasks import Similarity, Task
+from adaptx.tasks import Task
 from adaptx.tasks.base import title
 
 DROP = {"fp32": 0.0, "int8": 0.04}  # largest loss of score on dev, one row more allowed
@@ -49,10 +49,9 @@ def torch_outputs(encoder: Encoder, adapter: Adapter, ids: list[int]) -> np.ndar
 
 def head_outputs(task: Task, outputs: np.ndarray) -> np.ndarray:
     """What the head of a merged model gave: similarity's has the task's mean and scale in it."""
-    if isinstance(task, Similarity):
-        found: np.ndarray = (outputs - task.mean) / task.scale
-        return found
-    return outputs
+    mean, scale = task.scale_of_outputs
+    found: np.ndarray = (outputs - mean) / scale
+    return found
 
 
 class MergedSession:

@@ -15,9 +15,12 @@ from adaptx.data.encode import TextEncoder
 from adaptx.data.large import IndexedExamples
 from adaptx.data.windows import Input, Window, whole
 from adaptx.errors import OptionError, choices
+from adaptx.tasks.target import Reading, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from adaptx.data.swaps import Swapper
 
 IGNORED = -100  # a target that counts for nothing
 POOLINGS = ("mean", "cls")
@@ -83,6 +86,8 @@ class Task:
     two_texts  whether an input is two texts
     slides   whether what is longer than the encoder reads goes through it in several windows; else
              it loses its end
+    listed   whether a list, of words or of sentences, is one text
+    by_word  whether its answer has a part for each word
     needs    what an input must be, in words, for who gives another
     smooths  whether its loss knows label smoothing
     problem  transformers' problem_type of a model that gives numbers for a text
@@ -103,6 +108,8 @@ class Task:
     problem: ClassVar[str | None] = None
     two_texts: ClassVar[bool] = False
     slides: ClassVar[bool] = False
+    listed: ClassVar[bool] = False
+    by_word: ClassVar[bool] = False
     needs: ClassVar[str] = "One text is needed"
     smooths: ClassVar[bool] = True
     labels: tuple[str, ...]
@@ -202,6 +209,36 @@ class Task:
     def answer(self, one: Input, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Any:
         """The answer to an input, from the outputs of its windows: `[W]`, or `[S, W]` each."""
         raise NotImplementedError
+
+    @property
+    def scale_of_outputs(self) -> tuple[float, float]:
+        """(mean, scale): an answer is mean + scale x output, where the head learns it scaled."""
+        return 0.0, 1.0
+
+    def target(
+        self, one: Any, answer: Any, label: str | None = None, word: str | None = None
+    ) -> Target:
+        """What is explained of an answer: what `label` and, `by_word`, `word` ask for, without them
+        the answer's own. Raises OptionError for what there isn't, and where there is no score.
+        """
+        raise OptionError(f"The answers of {self.kind} have no score to explain.")
+
+    def reading(
+        self, target: Target, windows: Sequence[Window], outputs: Sequence[np.ndarray]
+    ) -> Reading | None:
+        """Where the target is read, of the windows of an input; None where no window holds it."""
+        raise NotImplementedError
+
+    def swapped(self, one: Any, swap: Swapper) -> Any:
+        """An input with terms put in each other's place."""
+        return swap(one) if isinstance(one, str) else type(one)(map(swap, one))
+
+    def change(self, before: Any, after: Any, swap: Swapper) -> tuple[bool | None, float | None]:
+        """Whether an answer is another after a swap of terms, None where it is a number, which any
+        swap moves; and by how much: the probability of the answer before (of several labels: of the
+        one that moves most), or the number; None for answers that have neither.
+        """
+        raise OptionError(f"The answers of {self.kind} can't be compared.")
 
     def to_json(self) -> dict[str, Any]:
         """What `task_from_json` rebuilds the task from."""

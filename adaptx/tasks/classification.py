@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,9 +16,12 @@ from adaptx.data.records import Example
 from adaptx.data.windows import Input, Window
 from adaptx.errors import DataError, OptionError, choices
 from adaptx.tasks.base import Prediction, Task, checked_labels, softmax
+from adaptx.tasks.target import Reading, Target, index_of, log_odds
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from adaptx.data.swaps import Swapper
 
 METRICS = ("accuracy", "macro_f1", "weighted_f1")
 
@@ -136,3 +139,24 @@ class Classification(Task):
     ) -> Prediction:
         """The likeliest label."""
         return self.decode(outputs[0][None])[0]
+
+    def target(
+        self, one: Any, answer: Prediction, label: str | None = None, word: str | None = None
+    ) -> Target:
+        """The log-odds of a label."""
+        if len(self.labels) < 2:
+            raise OptionError("This adapter has one label, which is always its answer.")
+        label = answer.label if label is None else label
+        return Target(label, index=index_of(self.labels, label))
+
+    def reading(
+        self, target: Target, windows: Sequence[Window], outputs: Sequence[np.ndarray]
+    ) -> Reading:
+        """The label's logit against all others'."""
+        return Reading(0, lambda out_BL: log_odds(out_BL, target.index))
+
+    def change(
+        self, before: Prediction, after: Prediction, swap: Swapper
+    ) -> tuple[bool | None, float | None]:
+        """Whether the label is another; the change of the first one's probability."""
+        return before.label != after.label, after.scores[before.label] - before.score

@@ -15,9 +15,12 @@ from adaptx.data.records import Labelled
 from adaptx.data.windows import Input, Window
 from adaptx.errors import DataError, OptionError, choices
 from adaptx.tasks.base import Task, checked_labels
+from adaptx.tasks.target import Reading, Target, index_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from adaptx.data.swaps import Swapper
 
 
 @dataclass(frozen=True)
@@ -111,3 +114,24 @@ class MultiLabel(Task):
         p_L = 1 / (1 + np.exp(-outputs[0].astype(np.float64)))
         scores = {label: float(p) for label, p in zip(self.labels, p_L, strict=True)}
         return Labels(tuple(k for k, p in scores.items() if p >= self.threshold), scores)
+
+    def target(
+        self, one: Any, answer: Labels, label: str | None = None, word: str | None = None
+    ) -> Target:
+        """The log-odds of a label, of the likeliest."""
+        if label is None:
+            label = max(answer.scores, key=lambda label: answer.scores[label])
+        return Target(label, index=index_of(self.labels, label))
+
+    def reading(
+        self, target: Target, windows: Sequence[Window], outputs: Sequence[np.ndarray]
+    ) -> Reading:
+        """The label's output itself."""
+        return Reading(0, lambda out_BL: out_BL[:, target.index].double())
+
+    def change(
+        self, before: Labels, after: Labels, swap: Swapper
+    ) -> tuple[bool | None, float | None]:
+        """Whether the labels are others; the change of the probability that moves most."""
+        moves = [after.scores[label] - before.scores[label] for label in self.labels]
+        return set(before.labels) != set(after.labels), max(moves, key=abs)

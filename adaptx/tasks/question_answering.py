@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +22,12 @@ from adaptx.data.records import Passage
 from adaptx.data.windows import Input, Window, sliding
 from adaptx.errors import DataError, OptionError
 from adaptx.tasks.base import IGNORED, TOKENS, Task
+from adaptx.tasks.target import Reading, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from adaptx.data.swaps import Swapper
 
 START, END = 1, 2  # bits of a token's target; 0: it is neither
 
@@ -161,6 +165,41 @@ class QuestionAnswering(Task):
             return Span("", 0, 0, nothing)
         return best
 
+    def target(
+        self, one: Any, answer: Span, label: str | None = None, word: str | None = None
+    ) -> Target:
+        """The log-odds of a span of the passage."""
+        passage = one[1]
+        if label is None:
+            span = (answer.start, answer.end) if answer.text else None
+            return Target(answer.text or "(no answer)", span=span, which=1)
+        start = passage.find(label) if label.strip() else -1
+        if start < 0:
+            raise OptionError(
+                f"label={label!r} doesn't stand in the passage, whose spans are answers."
+            )
+        return Target(label, span=(start, start + len(label)), which=1)
+
+    def reading(
+        self, target: Target, windows: Sequence[Window], outputs: Sequence[np.ndarray]
+    ) -> Reading | None:
+        """The likeliest window's span; that there is none is read in the least sure window."""
+        import torch
+
+        found: list[tuple[float, Reading]] = []
+        for number, window in enumerate(windows):
+            tokens = (0, 0) if target.span is None else span_tokens(window, target.span)
+            if tokens is not None:
+                score = partial(_span_odds, answer_places(window), tokens)
+                value = float(score(torch.from_numpy(outputs[number])[None]))
+                found.append((value, Reading(number, score)))
+        found.sort(key=lambda one: one[0], reverse=target.span is not None)
+        return found[0][1] if found else None
+
+    def change(self, before: Span, after: Span, swap: Swapper) -> tuple[bool | None, float | None]:
+        """Whether the span is another than the first one, swapped; the change of the score."""
+        return after.text != swap(before.text), after.score - before.score
+
 
 def answer_places(window: Window) -> np.ndarray:
     """The tokens among which an answer begins and ends: the first ("not here"), the passage's."""
@@ -181,6 +220,16 @@ def span_tokens(window: Window, span: tuple[int, int]) -> tuple[int, int] | None
     if starts[first] > start + 1 or ends[last] < end:  # its ends stand elsewhere
         return None
     return int(inside[first]), int(inside[last])
+
+
+def _span_odds(places: np.ndarray, tokens: tuple[int, int], out_BS2: Tensor) -> Tensor:
+    log_p_B: Any = 0
+    for column, token in enumerate(tokens):
+        at = int(np.flatnonzero(places == token)[0])
+        log_p_B = log_p_B + out_BS2[:, places, column].double().log_softmax(1)[:, at]
+    log_p_B = log_p_B.clamp(max=-1e-12)
+    odds: Tensor = log_p_B - (-log_p_B.expm1()).log()
+    return odds
 
 
 def _spans(tokens: int, longest: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from adaptx.data.records import Pair
 from adaptx.data.windows import Input, Window, whole
 from adaptx.errors import DataError, OptionError, choices
 from adaptx.tasks.base import Task
+from adaptx.tasks.target import Reading, Target, no_label
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,6 +174,26 @@ class Retrieval(Task):
         vectors = np.stack([x / max(np.linalg.norm(x), 1e-12) for x in outputs])
         return vectors[0] if isinstance(one, str) else vectors[: len(one)]
 
+    def target(
+        self, one: Input, answer: Any, label: str | None = None, word: str | None = None
+    ) -> Target:
+        """The cosine of two texts' vectors."""
+        if isinstance(one, str):
+            raise OptionError(
+                "This adapter answers with a vector, which has no score to explain. Give a second "
+                "text too: the cosine of both is explained."
+            )
+        no_label(label, "a cosine")
+        return Target("cosine", "cosine")
+
+    def reading(
+        self, target: Target, windows: Sequence[Window], outputs: Sequence[np.ndarray]
+    ) -> Reading:
+        """The first text's vector against the second's, which stays as it is."""
+        import torch
+
+        return Reading(0, partial(_cosine, torch.from_numpy(outputs[1]).double()))
+
 
 def ranked(
     query: str,
@@ -207,6 +229,12 @@ def ranked(
     score = dict(zip(texts, cosines_N.tolist(), strict=True))
     order = sorted(range(len(documents)), key=lambda place: -score[documents[place]])
     return [Ranked(place, documents[place], score[documents[place]]) for place in order[:top]]
+
+
+def _cosine(other_H: Tensor, out_BH: Tensor) -> Tensor:
+    from torch.nn.functional import cosine_similarity
+
+    return cosine_similarity(out_BH.double(), other_H[None].to(out_BH.device), dim=1)
 
 
 def _own(logits: Tensor, allowed: Tensor, smoothing: float) -> Tensor:

@@ -16,9 +16,12 @@ from adaptx.data.records import Pair
 from adaptx.data.windows import Input, Window
 from adaptx.errors import DataError, OptionError
 from adaptx.tasks.base import Task
+from adaptx.tasks.target import Reading, Target, no_label
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from adaptx.data.swaps import Swapper
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,30 @@ class Similarity(Task):
     def answer(self, one: Input, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Score:
         """The score."""
         return Score(self.mean + self.scale * float(outputs[0][0]))
+
+    @property
+    def scale_of_outputs(self) -> tuple[float, float]:
+        """Those of the training data's scores."""
+        return self.mean, self.scale
+
+    def target(
+        self, one: Any, answer: Score, label: str | None = None, word: str | None = None
+    ) -> Target:
+        """The score."""
+        no_label(label, "a number")
+        return Target(self.labels[0], "score")
+
+    def reading(
+        self, target: Target, windows: Sequence[Window], outputs: Sequence[np.ndarray]
+    ) -> Reading:
+        """The output, on the data's scale."""
+        return Reading(0, lambda out_BL: self.mean + self.scale * out_BL[:, 0].double())
+
+    def change(
+        self, before: Score, after: Score, swap: Swapper
+    ) -> tuple[bool | None, float | None]:
+        """The change of the score, which any swap moves."""
+        return None, after.score - before.score
 
 
 def _values(records: Sequence[Pair]) -> np.ndarray:

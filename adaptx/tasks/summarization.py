@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +24,12 @@ from adaptx.data.sentences import sentence_spans
 from adaptx.data.windows import Window, sliding
 from adaptx.errors import DataError, OptionError
 from adaptx.tasks.base import IGNORED, TOKENS, Task
+from adaptx.tasks.target import Reading, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from adaptx.data.swaps import Swapper
 
 Spans = Sequence[tuple[int, int]]
 
@@ -71,6 +75,7 @@ class Summarization(Task):
     hub = "summarization"
     record = Document
     slides = True
+    listed = True
     chooses = False
 
     def __post_init__(self) -> None:
@@ -162,6 +167,39 @@ class Summarization(Task):
             found.append(Sentence(text[start:end], start, end, float(scores[i])))
         return Summary(tuple(found))
 
+    def target(
+        self, one: Any, answer: Summary, label: str | None = None, word: str | None = None
+    ) -> Target:
+        """The log-odds of a sentence, of the surest."""
+        if not isinstance(one, str):
+            raise OptionError("A document is explained as one text: give that, not its sentences.")
+        if label is None:
+            best = max(answer.sentences, key=lambda sentence: sentence.score, default=None)
+            if best is None:
+                raise OptionError("The document has no sentence.")
+            return Target(best.text, span=(best.start, best.end))
+        spans = {one[slice(*span)]: span for span in sentence_spans(one)}
+        if label not in spans:
+            raise OptionError(f"label={label!r} is no sentence of the document.")
+        return Target(label, span=spans[label])
+
+    def reading(
+        self, target: Target, windows: Sequence[Window], outputs: Sequence[np.ndarray]
+    ) -> Reading | None:
+        """The mean over the sentence's tokens."""
+        assert target.span is not None
+        for number, sentences in enumerate(owned([target.span], windows)):
+            if len(places := np.flatnonzero(sentences == 0)):
+                return Reading(number, partial(_mean_at, places))
+        return None
+
+    def change(
+        self, before: Summary, after: Summary, swap: Swapper
+    ) -> tuple[bool | None, float | None]:
+        """Whether the sentences are others than the first ones, swapped."""
+        chosen = [swap(sentence.text) for sentence in before.sentences]
+        return chosen != [sentence.text for sentence in after.sentences], None
+
 
 def owned(spans: Spans, windows: Sequence[Window]) -> list[np.ndarray]:
     """int64 `[S]` of each window: which sentence a token is of; -1 for none, and for sentences of
@@ -183,6 +221,11 @@ def owned(spans: Spans, windows: Sequence[Window]) -> list[np.ndarray]:
         np.where((numbers >= 0) & (owner[numbers] == i), numbers, -1)
         for i, numbers in enumerate(found)
     ]
+
+
+def _mean_at(places: np.ndarray, out_BS1: Tensor) -> Tensor:
+    found: Tensor = out_BS1[:, places, 0].double().mean(1)
+    return found
 
 
 def _spans(one: Any) -> tuple[str, list[tuple[int, int]]]:

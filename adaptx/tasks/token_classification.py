@@ -10,25 +10,34 @@ S tokens, W words, L tags.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adaptx.data.encode import TextEncoder
 from adaptx.data.records import Tagged
-from adaptx.data.tokens import is_unspaced_letter
 from adaptx.data.windows import Window, sliding
 from adaptx.errors import DataError, OptionError, choices
 from adaptx.tasks.base import IGNORED, TOKENS, Task, checked_labels, softmax
+from adaptx.tasks.target import Reading, Target, index_of, log_odds
+from adaptx.tasks.words import (
+    Spans,
+    first_tokens,
+    reading_tokens,
+    text_of,
+    token_starts,
+    word_spans,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adaptx.data.swaps import Swapper
+
 SCHEMES = ("bio", "plain")
-Spans = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ class TokenClassification(Task):
     hub = "token-classification"
     record = Tagged
     slides = True
+    listed = True
+    by_word = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", checked_labels(self.labels))
@@ -249,6 +260,50 @@ class TokenClassification(Task):
         entities = _entities(text, spans, tags, scores) if bio else ()
         return Tags(words, tuple(tags), entities, bio, tuple(spans))
 
+    def target(
+        self, one: Any, answer: Tags, label: str | None = None, word: str | None = None
+    ) -> Target:
+        """The log-odds of a tag at a word, of the surest entity's first, else of the first word."""
+        spans = answer.spans
+        if not spans:
+            raise OptionError("The text has no word.")
+        if word is None:
+            entity = max(answer.entities, key=lambda e: e.score, default=None)
+            place = next((i for i, s in enumerate(spans) if entity and s[0] == entity.start), 0)
+        elif word in answer.words:
+            place = answer.words.index(word)
+        elif word.isdecimal() and 1 <= int(word) <= len(spans):
+            place = int(word) - 1
+        else:
+            raise OptionError(
+                f"word={word!r} is none of the text's ({choices(answer.words)}), nor the number of "
+                f"one."
+            )
+        label = label if label is not None else answer.tags[place]
+        text = text_of(one)[slice(*spans[place])]
+        if not label:
+            raise OptionError(f"No token stands for {text!r}, so it has no tag to explain.")
+        index = index_of(self.labels, label)
+        return Target(f"{label} at {text!r}", index=index, span=spans[place])
+
+    def reading(
+        self, target: Target, windows: Sequence[Window], outputs: Sequence[np.ndarray]
+    ) -> Reading | None:
+        """The word's first token, where it has the most context."""
+        assert target.span is not None
+        ((number, token),) = reading_tokens([target.span], windows)
+        if token < 0:
+            return None
+        return Reading(number, lambda out_BSL: log_odds(out_BSL[:, token], target.index))
+
+    def swapped(self, one: Any, swap: Swapper) -> Any:
+        """The text, or its words, as many as there were."""
+        return swap(one) if isinstance(one, str) else swap.words(one)
+
+    def change(self, before: Tags, after: Tags, swap: Swapper) -> tuple[bool | None, float | None]:
+        """Whether the kinds of what is tagged are others."""
+        return _kinds(before) != _kinds(after), None
+
     def _logits(self, read: Sequence[tuple[int, int]], outputs: Sequence[np.ndarray]) -> np.ndarray:
         """`[W, L]`: of each word, at the (window, token) that it is read from.
 
@@ -289,101 +344,14 @@ _REMEDY = (
 )
 
 
-def word_spans(one: str | Sequence[str], starts: Iterable[int] = ()) -> list[tuple[int, int]]:
-    """Where the words are, in characters: those of a list, joined by spaces, or those of a text.
+def _kinds(tags: Tags) -> list[str]:
+    """The entities' types in their order; of other tags, those of neighbours once if alike.
 
-    In a text, white space ends a word; a punctuation mark or symbol is one of its own, but inside
-    a word (ng'ombe, 3.5) it is a part of it. In a script without spaces between words a word begins
-    wherever a token does: `starts` are the tokens' first characters, in their order.
+    Swapped terms may have unequally many words, so tags can't be compared word by word.
     """
-    spans: list[tuple[int, int]] = []
-    if not isinstance(one, str):
-        at = 0
-        for word in one:
-            spans.append((at, at + len(word)))
-            at += len(word) + 1
-        return spans
-    cuts = {at for at in starts if 0 < at < len(one) and _is_between_words(one[at - 1], one[at])}
-    start = None
-    for i, character in enumerate(one):
-        mark = unicodedata.category(character)[0] in "PS"
-        inside = start is not None and mark and i + 1 < len(one) and _is_of_word(one[i + 1])
-        mark = mark and not (inside and _is_of_word(one[i - 1]))
-        if start is not None and (mark or character.isspace() or i in cuts):
-            spans.append((start, i))
-            start = None
-        if mark:
-            spans.append((i, i + 1))
-        elif start is None and not character.isspace():
-            start = i
-    if start is not None:
-        spans.append((start, len(one)))
-    return spans
-
-
-def _is_of_word(character: str) -> bool:
-    """Whether it is a letter, a digit or a combining mark, such as an accent, of a script with
-    spaces between words: what a punctuation mark beside it may be a part of.
-    """
-    combining = unicodedata.category(character)[0] == "M"
-    return (character.isalnum() or combining) and not is_unspaced_letter(character)
-
-
-def _is_between_words(before: str, after: str) -> bool:
-    """Whether a token's start between these characters is a word's: in a script without spaces, but
-    never before a combining mark.
-    """
-    unspaced = is_unspaced_letter(before) or is_unspaced_letter(after)
-    return unspaced and unicodedata.category(after)[0] != "M"
-
-
-def token_starts(windows: Sequence[Window]) -> list[int]:
-    """The first characters of a text's tokens, in their order."""
-    found: set[int] = set()
-    for window in windows:
-        assert window.offsets is not None
-        found.update(window.offsets[window.offsets[:, 1] >= 0, 0].tolist())
-    return sorted(found)
-
-
-def first_tokens(spans: Spans, window: Window, first: bool) -> Iterable[tuple[int, int]]:
-    """(word, token) for each word whose first token stands in the window.
-
-    `first`: whether the window is its row's first. In another, a word may have begun before it.
-    """
-    assert window.offsets is not None
-    inside = np.flatnonzero(window.offsets[:, 1] >= 0)
-    starts, ends = window.offsets[inside].T
-    begins = np.array([start for start, _ in spans], np.int64)
-    for word, at in enumerate(np.searchsorted(ends, begins, side="right")):
-        if at == len(inside) or starts[at] >= spans[word][1]:
-            continue
-        if at or first or starts[at] <= begins[word]:
-            yield word, int(inside[at])
-
-
-def reading_tokens(spans: Spans, windows: Sequence[Window]) -> list[tuple[int, int]]:
-    """(number of the window, token) that each word's tag is read from: its first token, where it
-    has the most context; (-1, -1) for a word that became no token.
-    """
-    found, context = [(-1, -1)] * len(spans), [-1] * len(spans)
-    for number, window in enumerate(windows):
-        last = len(window.ids) - 1
-        for word, token in first_tokens(spans, window, number == 0):
-            left = token if number else last  # nothing stands before the first window
-            right = last - token if number < len(windows) - 1 else last
-            if min(left, right) > context[word]:
-                context[word], found[word] = min(left, right), (number, token)
-    return found
-
-
-def text_of(one: str | Sequence[str]) -> str:
-    """A text as it is, or a list's words with spaces between them; OptionError for another."""
-    if isinstance(one, str):
-        return one
-    if not isinstance(one, list) or not all(isinstance(w, str) for w in one):
-        raise OptionError(f"A text, or a list of words, is needed for tagging; this is {one!r}.")
-    return " ".join(one)
+    if tags.bio:
+        return [entity.label for entity in tags.entities]
+    return [tag for tag, _ in groupby(tags.tags)]
 
 
 def _split(tag: str) -> tuple[str, str] | None:

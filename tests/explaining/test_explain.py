@@ -14,8 +14,9 @@ from adaptx.data.windows import located
 from adaptx.errors import OptionError
 from adaptx.explaining.page import explanation_page, table
 from adaptx.explaining.show import notes
-from adaptx.explaining.words import moved, shares, without, words_of
+from adaptx.explaining.words import shares, without, words_of
 from adaptx.tasks.summarization import Summary
+from adaptx.tasks.target import moved
 from tests.encoder.families import CONFIGS
 
 TEXT = "Timu ya Mbeya imeshinda fainali, jana."

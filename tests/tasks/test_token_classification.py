@@ -15,7 +15,8 @@ from adaptx.errors import DataError, OptionError
 from adaptx.evaluation.metrics import task_scores
 from adaptx.tasks import TASKS, TokenClassification, task_from_json
 from adaptx.tasks.base import IGNORED
-from adaptx.tasks.token_classification import Tags, first_tokens, word_spans
+from adaptx.tasks.token_classification import Tags
+from adaptx.tasks.words import first_tokens, word_spans
 
 seeded = settings(derandomize=True, deadline=None, max_examples=60)
 TASK = TokenClassification(("O", "B-LOC", "I-LOC", "B-PER", "I-PER"))
