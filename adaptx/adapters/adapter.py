@@ -5,7 +5,6 @@ Dimensions: B rows, S tokens, H hidden width, L labels.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptx import storage
 from adaptx.adapters import folder as layout
 from adaptx.adapters import own_model
 from adaptx.adapters.bank import Bank
@@ -23,13 +21,12 @@ from adaptx.adapters.finding import find_folder
 from adaptx.adapters.head import Head
 from adaptx.adapters.lora import LoraSite, check_config, init_sites, unexpressed
 from adaptx.adapters.own_model import Full
-from adaptx.adapters.peft_config import read_config, read_sites, resolved
+from adaptx.adapters.peft_config import resolved
 from adaptx.data.encode import TextEncoder
 from adaptx.data.windows import Input, Window, whole
 from adaptx.encoder.encoder import Encoder, mean_pool
-from adaptx.encoder.opening import load_model
 from adaptx.errors import FingerprintError, FolderError, OptionError
-from adaptx.tasks import Task, task_from_json
+from adaptx.tasks import Task
 from adaptx.tasks.base import TOKENS, no_answers
 
 if TYPE_CHECKING:
@@ -63,7 +60,7 @@ class Adapter(nn.Module):
         self.facts, self.config, self.task, self.head = facts, config, task, head
         self.sites, self.model = dict(sites or {}), model
         self._own = own  # of the model's tensors, by name: those that aren't the encoder's
-        self._source = source  # a folder with the tokenizer, which goes with a whole model
+        self.source = source  # a folder with the tokenizer, which goes with a whole model
         for name, site in self.sites.items():
             self.add_module(name.replace(".", "/"), site)
 
@@ -323,31 +320,9 @@ class Adapter(nn.Module):
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the adapter's folder, whole or not at all (see adaptx.adapters.folder)."""
-        from safetensors.torch import save_file
+        from adaptx.adapters.saved import write
 
-        with storage.new_folder(folder, overwrite=overwrite, kind="adapter") as made:
-            if self.sites:
-                tensors = {}
-                for site, part in self.sites.items():
-                    tensors[f"{layout.PREFIX}{site}.lora_A.weight"] = part.a
-                    tensors[f"{layout.PREFIX}{site}.lora_B.weight"] = part.b
-                self._write_peft(made, tensors)
-            elif self.facts.way == "own pass" and self.model is not None:
-                self._write_peft(made, own_model.peft_state(self.model))
-            elif self.model is not None:
-                own_model.save_full(self.model, self._source, made)
-            if self.head is not None:
-                save_file(_plain(self.head.state_dict()), made / layout.HEAD, {"format": "pt"})
-            layout.write_facts(made, self.facts)
-        return Path(folder)
-
-    def _write_peft(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        from safetensors.torch import save_file
-
-        config: Any = copy.deepcopy(self.config)
-        config.inference_mode = True
-        config.save_pretrained(str(folder))
-        save_file(_plain(tensors), folder / layout.WEIGHTS, {"format": "pt"})
+        return write(self, Path(folder), overwrite=overwrite)
 
     @classmethod
     def load(
@@ -364,53 +339,9 @@ class Adapter(nn.Module):
         labels: it needs `encoder`, is taken to belong to it, and `labels` may name them (see
         adaptx.adapters.peft_folder). Raises FolderError or FingerprintError.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FolderError(f"There is no adapter folder {folder}.")
-        if not (folder / storage.MANIFEST).is_file() and (folder / layout.CONFIG).is_file():
-            from adaptx.adapters.peft_folder import from_peft
+        from adaptx.adapters.saved import read
 
-            if encoder is None:
-                raise FolderError(
-                    f"{folder} was written by PEFT and doesn't say which encoder it fits: give the "
-                    f"encoder too, as in Adapter.load(folder, encoder)."
-                )
-            return from_peft(folder, encoder, labels).to(encoder.device)
-        if labels is not None:
-            raise OptionError(f"{folder} says its labels itself: leave `labels` out.")
-        facts, manifest = layout.read_facts(folder)
-        head, task = None, None
-        if facts.task is not None:
-            task = task_from_json(facts.task)
-        if task is not None and task.has_head:
-            path = storage.check_file(folder, layout.HEAD, manifest)
-            tensors = layout.head_tensors(path, task.outputs, facts.head)
-            head = Head.of(tensors, facts.head, path)
-        if facts.way in ("own pass", "model"):
-            if encoder is None:
-                raise FolderError(
-                    f"The {facts.method} adapter in {folder} brings layers of its own for its "
-                    f"encoder, {facts.encoder!r}: give it, as in Adapter.load(folder, encoder)."
-                )
-            adapter = cls._read_own(folder, encoder, facts, manifest, head, task)
-        else:
-            config, sites = None, None
-            if facts.method != "probe":
-                layout.refuse_pickle(folder)
-                config = read_config(storage.check_file(folder, layout.CONFIG, manifest))
-                path = storage.check_file(folder, layout.WEIGHTS, manifest)
-                sites = read_sites(path, list(facts.scales), config)
-                if facts.scales != {name: site.scale for name, site in sites.items()}:
-                    raise FolderError(
-                        f"{folder}: the scales in {storage.MANIFEST} aren't those of "
-                        f"{layout.CONFIG}."
-                    )
-            adapter = cls(facts, config, head, task, sites=sites)
-        if encoder is not None:
-            adapter.check_encoder(encoder)
-            adapter.check_shapes(encoder)
-            adapter.to(encoder.device)
-        return adapter.eval()
+        return read(Path(folder), encoder, labels)
 
     @classmethod
     def from_pretrained(
@@ -422,39 +353,3 @@ class Adapter(nn.Module):
         a repository that can't be read, and what `load` raises.
         """
         return cls.load(find_folder(name, revision), encoder)
-
-    @classmethod
-    def _read_own(
-        cls,
-        folder: Path,
-        encoder: Encoder,
-        facts: layout.Facts,
-        manifest: dict[str, Any],
-        head: Head | None,
-        task: Task | None,
-    ) -> Adapter:
-        """An adapter that brings its own model: PEFT's layers, or every weight."""
-        cls(facts, None, head, task).check_encoder(encoder)
-        if facts.way == "own pass":
-            layout.refuse_pickle(folder)
-            config = read_config(storage.check_file(folder, layout.CONFIG, manifest))
-            path = storage.check_file(folder, layout.WEIGHTS, manifest)
-            model = own_model.peft_model(encoder, config)
-            own_model.load_peft_state(model, own_model.read_torch_tensors(path), path)
-            return cls.of(encoder, facts, config, head, task, model=model)
-        for name in manifest["files"]:
-            if name.endswith((".safetensors", ".json")):
-                storage.check_file(folder, name, manifest)
-        _, model = load_model(folder)
-        adapter = cls.of(encoder, facts, Full(), head, task, model=model.eval())
-        adapter._source = folder
-        return adapter
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors writes them: on the CPU, contiguous, floats in fp32."""
-    found = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
-        for name, tensor in found.items()
-    }

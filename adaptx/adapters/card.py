@@ -107,7 +107,7 @@ def _summary(facts: Facts, task: Task | None) -> str:
     if facts.max_length:
         more = "what is longer is read in several windows" if task.slides else "the rest is cut off"
         read += [f"{facts.max_length} tokens at {'a time' if task.slides else 'most'}, {more}"]
-    top = "; a linear classifier stands on top" if task.has_head and task.answers else ""
+    top = "; a linear head stands on top" if task.has_head and task.answers else ""
     answers = []
     if isinstance(task, Classification):
         answers = [
