@@ -300,6 +300,11 @@ class Adapter(nn.Module):
         """
         return self.task.answer(one, windows, outputs) if self.task is not None else outputs[0]
 
+    def is_finite(self) -> bool:
+        """Whether all its weights are finite, and what merging would add to the encoder's too."""
+        own = all(bool(weight.isfinite().all()) for weight in self.weights().values())
+        return own and all(site.is_finite() for site in self.sites.values())
+
     def deltas(self) -> dict[str, Tensor]:
         """What merging adds to the weight `[out, in]` of each site of a bank."""
         return {name: site.delta().detach() for name, site in self.sites.items()}

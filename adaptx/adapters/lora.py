@@ -54,6 +54,15 @@ class LoraSite(nn.Module):
         """What merging adds to the Linear's weight: scale · B A, `[O, I]`."""
         return self.scale * (self.b @ self.a)
 
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether all of `delta` are finite; it is computed only where no bound on it says so."""
+        largest = (float(torch.linalg.vector_norm(one, math.inf)) for one in (self.a, self.b))
+        bound = max(abs(self.scale), 1.0) * len(self.a) * math.prod(largest)
+        if bound < torch.finfo(self.a.dtype).max:
+            return True
+        return bool(self.delta().isfinite().all())
+
 
 @dataclass(frozen=True)
 class LoraBank:

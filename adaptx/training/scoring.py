@@ -49,8 +49,7 @@ def end_epoch(
         "seconds": round(time.perf_counter() - started, 2),
     }
     # The last step's weights have been through no loss yet.
-    weights = (*job.adapter.weights().values(), *job.adapter.deltas().values())
-    if not all(weight.isfinite().all() for weight in weights):
+    if not job.adapter.is_finite():
         raise kept.diverged("a weight isn't finite after it", step, epoch)
     with average.applied():
         if len(job.dev):

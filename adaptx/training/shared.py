@@ -40,9 +40,9 @@ class Shared(nn.Module):
         """All tensors by name, those of the sites once."""
         return dict(self.state_dict())
 
-    def deltas(self) -> dict[str, Tensor]:
-        """What merging would add to the weight of each site."""
-        return self.first.deltas()
+    def is_finite(self) -> bool:
+        """Whether each of the adapters is."""
+        return all(one.is_finite() for one in self.each)
 
     def trainable(self) -> list[nn.Parameter]:
         """What an optimizer takes."""

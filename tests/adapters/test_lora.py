@@ -8,7 +8,7 @@ from peft import LoraConfig
 
 from adaptx import Adapter, Encoder
 from adaptx.adapters.bank import Bank
-from adaptx.adapters.lora import targets
+from adaptx.adapters.lora import LoraSite, targets
 from adaptx.errors import OptionError, SiteError
 from tests.adapters.peft_oracle import adapter_like, inputs, peft_model
 
@@ -275,3 +275,17 @@ def test_a_target_that_matches_nothing_names_the_sites(small, asked):
 def test_what_cant_be_is_refused_by_name(small, options, named):
     with pytest.raises(OptionError, match=named):
         Adapter.new(small, None, LoraConfig(target_modules=["query"], **options), name="x")
+
+
+@given(st.integers(-12, 12), st.integers(-12, 12), st.floats(0.1, 64), st.sampled_from("ab-"))
+def test_a_product_is_finite_where_all_of_it_is(big_a, big_b, scale, bad):
+    """Of matrices up to 10^±36, whose product may overflow."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((4, 6), (5, 4)))
+    a, b = a * 10.0 ** (3 * big_a), b * 10.0 ** (3 * big_b)
+    if bad == "a":
+        a[1, 2] = torch.nan
+    if bad == "b":
+        b[0, 0] = torch.inf
+    site = LoraSite(a, b, scale)
+    assert site.is_finite() == bool(site.delta().isfinite().all())
