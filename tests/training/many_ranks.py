@@ -2,7 +2,7 @@
 
 As tests.training.ranks, but OPTIONS are those of train_many: `members` are settings by name, with
 `rows` of the data; `stand` are the folders where the first and the last rank stand; a file is put
-where the run of `taken` is to be, just before it begins.
+where the run of `taken` is to be, just before it begins. With `tune`, its options, it searches.
 """
 
 import json
@@ -41,8 +41,22 @@ def told(adapter):
     }
 
 
+def search(encoder, data, options):
+    """Trials of one member; options are those of `ax.tune`."""
+    one = member("x", data)
+    found = ax.tune(
+        encoder, ax.tasks.Classification(), one.config, name="x", train=one.train, dev=one.dev,
+        **options,
+    )  # fmt: skip
+    trials = [(trial.rung, trial.lr, trial.scores["dev_loss"]) for trial in found.trials]
+    say({"adapters": {"x": told(found.adapter)}, "trials": trials})
+
+
 def main(encoder_folder, data, options, meeting=None):
     meet(meeting)
+    if "tune" in options:
+        search(ax.Encoder.from_pretrained(encoder_folder), data, options["tune"])
+        return
     members = [member(name, data, **given) for name, given in options.pop("members").items()]
     if (step := options.pop("signal_at", None)) and is_last():
         signal_in_step(step)

@@ -1,8 +1,7 @@
 """A job of many adapters in several processes, which divide the adapters or the rows."""
 
-import json
 import pickle
-import sys
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -20,9 +19,8 @@ from adaptx.errors import (
 )
 from adaptx.training.processes import divided
 from adaptx.training.runs import read_run
-from tests.conftest import SAMPLE
+from tests.training import test_scaling as scaling
 from tests.training.test_many import TRAIN, lora, member
-from tests.training.test_scaling import FSDP, answers, run
 
 MEMBERS = {
     "plain": {},
@@ -34,23 +32,8 @@ MEMBERS = {
 MODULE = ["-m", "tests.training.many_ranks"]
 
 
-def ranks(world, folder, meeting, options, **environment):
-    """What each process says."""
-    return answers(
-        [
-            run(
-                [sys.executable, *MODULE, folder, SAMPLE, json.dumps(options), meeting],
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
-                LOCAL_WORLD_SIZE=str(world), **environment,
-            )
-            for rank in range(world)
-        ]
-    )  # fmt: skip
-
-
-def alone(folder, options):
-    """What one process says."""
-    return answers([run([sys.executable, *MODULE, folder, SAMPLE, json.dumps(options)])])[0]
+ranks = partial(scaling.ranks, module=MODULE)
+alone = partial(scaling.alone, module=MODULE)
 
 
 def same(found, wanted, rel=1e-4):
@@ -162,6 +145,20 @@ def test_adapters_may_go_on_in_another_number_of_processes(small_folders, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_search_divides_its_trials(small_folders, tmp_path):
+    options = {"tune": {"lrs": [1e-3, 3e-3, 1e-2], "settings": {"epochs": 2}}}
+    wanted = alone(small_folders["bert"], options)
+    found = ranks(2, small_folders["bert"], tmp_path / "meeting", options)
+    assert len(found) == 2
+    for one in found:
+        same(one, wanted)
+        assert len(one["trials"]) == 5
+        for mine, theirs in zip(one["trials"], wanted["trials"], strict=True):
+            assert mine[:2] == theirs[:2] and mine[2] == pytest.approx(theirs[2], rel=1e-3)
+    assert found[0]["trials"] == found[1]["trials"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("divide", ["adapters", "rows"])
 def test_processes_that_share_no_disk_are_told_so(small_folders, tmp_path, divide):
     """The first one's runs are there, and in another folder, where the other one stands, aren't."""
@@ -193,7 +190,7 @@ def test_a_division_that_isnt_there_is_named(small):
 @pytest.mark.slow
 def test_fsdp_is_refused(small_folders, tmp_path):
     options = {"members": {"a": {}, "b": {}}}
-    found = ranks(2, small_folders["bert"], tmp_path / "meeting", options, **FSDP)
+    found = ranks(2, small_folders["bert"], tmp_path / "meeting", options, **scaling.FSDP)
     assert len(found) == 2
     assert all("FSDP divides the encoder for one adapter" in one["error"] for one in found)
 

@@ -45,11 +45,12 @@ def answers(processes):
     return [json.loads(line) for out, _ in said for line in out.splitlines() if line[:1] == "{"]
 
 
-def ranks(world, folder, meeting, options, **environment):
+def ranks(world, folder, meeting, options, module=RANKS, **environment):
+    """What each process says."""
     return answers(
         [
             run(
-                [sys.executable, *RANKS, folder, SAMPLE, json.dumps(options), meeting],
+                [sys.executable, *module, folder, SAMPLE, json.dumps(options), meeting],
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
                 LOCAL_WORLD_SIZE=str(world), **environment,
             )
@@ -58,8 +59,9 @@ def ranks(world, folder, meeting, options, **environment):
     )  # fmt: skip
 
 
-def alone(folder, options):
-    return answers([run([sys.executable, *RANKS, folder, SAMPLE, json.dumps(options)])])[0]
+def alone(folder, options, module=RANKS):
+    """What one process says."""
+    return answers([run([sys.executable, *module, folder, SAMPLE, json.dumps(options)])])[0]
 
 
 def same(found, wanted, rel=1e-4):
