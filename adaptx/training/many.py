@@ -61,7 +61,7 @@ class Trained:
 
 @dataclass
 class Waiting:
-    """A member that isn't training yet: its run, which has gone `before` seconds and to `step`.
+    """A member that isn't training yet: its run, which has gone to `step`.
 
     `done` says that an earlier job finished it, and that it was handed over.
     """
@@ -70,7 +70,6 @@ class Waiting:
     config: PeftConfig
     run: Path | None
     step: int = 0
-    before: float = 0.0
     done: bool = False
 
     @property
@@ -233,35 +232,34 @@ def _look_back(waiting: Sequence[Waiting], accelerator: Accelerator) -> None:
     seen = [_seen(one.run) for one in waiting]
     _check_shared(seen, accelerator)
     wrong = []
-    for one, run in zip(waiting, seen, strict=True):
-        if run is None or one.run is None:
+    for one, (state, why) in zip(waiting, seen, strict=True):
+        if state is None or one.run is None:
             continue
         try:
-            if isinstance(run, str):
-                raise FolderError(run)
+            if why:
+                raise FolderError(why)
             found = find_checkpoint(one.job, one.run)
         except (OptionError, FolderError) as error:
             wrong.append(f"{one.name}: {error}")
             continue
         if found is not None:
             over = found.state["progress"]["epoch"] > one.job.options.epochs
-            one.step, one.before, one.done = found.step, run[1], over and run[0] == "done"
+            one.step, one.done = found.step, over and state == "done"
     _check_shared([(one.step, one.done) for one in waiting], accelerator)
     if wrong:
         raise OptionError(f"Nothing was trained. {' '.join(wrong)}")
 
 
-def _seen(run: Path | None) -> tuple[str, float] | str | None:
-    """A run's state and seconds, or why it can't be gone on with; None where there is none."""
+def _seen(run: Path | None) -> tuple[str | None, str]:
+    """A run's state, None where there is none; and why it can't be gone on with."""
     if run is None or not (run / FACTS).is_file():
-        return None
+        return None, ""
     try:
-        found = read_run(run)
+        state = read_run(run).state
     except FolderError as error:
-        return str(error)
-    if found.state == "running":
-        return f"{run} is being trained by another process: let it end."
-    return found.state, found.seconds
+        return "unknown", str(error)
+    busy = f"{run} is being trained by another process: let it end." if state == "running" else ""
+    return state, busy
 
 
 def _check_shared(seen: object, accelerator: Accelerator) -> None:
@@ -347,7 +345,7 @@ class _UnderWay:
             self.said.add(routed.why_plain)
         found = find_checkpoint(one.job, one.run) if one.step and one.run is not None else None
         run = None if one.done else one.run
-        made = Trainee(one.job, one.config, routed.train(), run, self.every, found, one.before)
+        made = Trainee(one.job, one.config, routed.train(), run, self.every, found)
         if found is not None and not made.finished:
             self.display.goes_on(one.name, found.folder, found.step)
         return made

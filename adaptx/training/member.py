@@ -99,7 +99,7 @@ class Member:
 class Trainee:
     """A member in training: its next rows, and what happens with their loss.
 
-    It goes on from `found`, a checkpoint of its `run`, after `before` seconds.
+    It goes on from `found`, a checkpoint of its `run`.
     """
 
     def __init__(
@@ -110,7 +110,6 @@ class Trainee:
         run: Path | None,
         every: float,
         found: Checkpoint | None = None,
-        before: float = 0.0,
     ):
         assert isinstance(job.train, EncodedRows)  # as Member.job makes them
         self.job, self.routed, self.options, self.train = job, routed, job.options, job.train
@@ -125,7 +124,6 @@ class Trainee:
             job, run, every, self.optimizer, self.schedule, self.average, self.kept
         )
         self.at = self.resuming.restore(found) if found else Progress()
-        self.kept.started = time.perf_counter() - before
         goes_on = (self.at.step, len(self.kept.history))
         self.log = RunLog(run, job.accelerator, job.about(config), goes_on)
         self.log.__enter__()

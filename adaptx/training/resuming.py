@@ -104,6 +104,7 @@ class Resuming:
                 "averaged": self.average.steps,
                 "best": self.kept.best,
                 "history": self.kept.history,
+                "seconds": time.perf_counter() - self.kept.started,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
             write_checkpoint(self.run, progress.step, state, held)
@@ -118,6 +119,7 @@ class Resuming:
         self.job.adapter.load_state_dict(_under("weights", tensors), strict=False)
         self.kept.weights = _under("best", tensors)
         self.kept.best, self.kept.history = state["best"], state["history"]
+        self.kept.started = time.perf_counter() - state["seconds"]
         config = self.job.adapter.config
         self.kept.config = dict(vars(config)) if config is not None else {}
         averages = _under("average", tensors)

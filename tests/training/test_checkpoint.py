@@ -99,6 +99,15 @@ def test_any_step_may_be_the_last_one(small, tmp_path, at):
     assert same(weights(cut), weights(whole))
 
 
+def test_the_seconds_before_it_was_cut_off_count(small, tmp_path):
+    interrupt(small, tmp_path, 15)
+    found = newest_checkpoint(tmp_path)
+    assert found.state["seconds"] > 0
+    write_checkpoint(tmp_path, found.step, {**found.state, "seconds": 1e4}, found.tensors)
+    adapter = fit(small, run=tmp_path, resume=True, **OPTIONS)
+    assert adapter.facts.training["seconds"] > 1e4
+
+
 def test_sigterms_after_the_first_one_leave_the_checkpoint_its_time(small, tmp_path):
     """A launcher passes its own on, and each process may get it twice."""
     interrupt(small, tmp_path / "cut", 15, times=3)
