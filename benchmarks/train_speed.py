@@ -49,7 +49,7 @@ from adaptx.errors import DataError, OptionError, choices
 from adaptx.machine import has_bf16
 from benchmarks.train_peers import BATCH, EPOCHS, LR, RANK, STEPS, child
 
-LANGUAGES, SEEDS = ("swh_Latn", "yor_Latn", "eng_Latn"), (0, 1, 2)
+LANGUAGES, SEEDS = ("swh_Latn", "yor_Latn", "eng_Latn"), 3
 SITES = ((384, 384, 48, 3), (384, 1536, 12, 0), (1536, 384, 12, 0))  # widths, all, in the lowest
 PARTS = ("speed", "many", "accuracy")
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
@@ -122,8 +122,8 @@ def part_many(options: argparse.Namespace) -> dict[str, Any]:
 def part_accuracy(options: argparse.Namespace) -> dict[str, Any]:
     """Dev accuracy of both after the same epochs, each run in a process of its own."""
     right: dict[str, list[float]] = {"adaptx": [], "trainer": []}
-    for lang in LANGUAGES:
-        for seed in SEEDS:
+    for seed in range(options.seeds):
+        for lang in LANGUAGES:
             for kind, found in right.items():
                 found.append(accuracy(kind, lang, seed, options))
     scores = {kind: float(np.mean(found)) for kind, found in right.items()}
@@ -222,6 +222,7 @@ def arguments() -> argparse.Namespace:
     )
     data = os.environ.get("ADAPTX_DATA")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of accuracy")
     parser.add_argument("--rounds", type=int, default=7, help="blocks of each contender")
     parser.add_argument("--data", type=Path, default=Path(data) if data else None)
     parser.add_argument(
