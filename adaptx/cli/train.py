@@ -314,8 +314,9 @@ def train(
         adapter.save(output, overwrite=overwrite)
         best = adapter.facts.training["best"]
         first = fitted.metrics[0]
-        said = f"dev {title(first)} {best[first]:.3f} (epoch {best['epoch']})" if best else ""
-        score = f", {said}" if said else ""
+        score = f", dev {title(first)} {best[first]:.3f}" if best else ""
+        if best and "strength" not in best:  # a probe that was solved has no epochs
+            score += f" (epoch {best['epoch']})"
         typer.echo(
             f"Wrote {output}: {adapter.name} ({adapter.facts.method}; {WAYS[adapter.facts.way]})"
             f"{score}. Its log: {run}."

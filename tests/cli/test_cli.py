@@ -147,6 +147,7 @@ def test_train_fits_a_probe(small_folders, tmp_path):
         "--dev", SAMPLE / "dev.jsonl", "-o", tmp_path / "p", "--method", "probe",
     )  # fmt: skip
     assert "p (probe; a head on the plain encoder), dev accuracy" in done.stdout
+    assert "(epoch" not in done.stdout  # it was solved
     assert not (tmp_path / "p" / "adapter_model.safetensors").exists()
 
 
