@@ -35,7 +35,7 @@ from adaptx.training.resuming import find_checkpoint
 from adaptx.training.routed import Routed
 from adaptx.training.runlog import check_run
 from adaptx.training.runs import FACTS, read_run
-from adaptx.training.shared_step import shared_step
+from adaptx.training.shared_step import SharedStep
 from adaptx.training.stopping import SIGNALS, Stopping
 
 T = TypeVar("T")
@@ -164,15 +164,14 @@ def train_many(
     left = sum(one.left for one in waiting)
     with (
         held(encoder, accelerator, dtype if fast else None) as working,
+        SharedStep(working, dtype, own) as take_step,
         ManyDisplay(accelerator, len(waiting), left, own is not accelerator) as display,
         Stopping(runs is not None) as stopping,
     ):
         idle = accelerator.num_processes - len(members) if own is not accelerator else 0
         if idle > 0 and accelerator.is_main_process:
             display.say(f"{idle} processes have no adapter: divide the rows, and they help.")
-        under_way = _UnderWay(
-            working, waiting, own, slots, dtype, fast, checkpoint_every, done, display
-        )
+        under_way = _UnderWay(take_step, waiting, slots, fast, checkpoint_every, done, display)
         found = under_way.to_the_end(stopping, Path(runs or ""))
         if own is not accelerator:
             found = _of_all(found, meeting, stopping, names, Path(runs or ""))
@@ -275,18 +274,16 @@ class _UnderWay:
 
     def __init__(
         self,
-        encoder: Encoder,
+        take_step: SharedStep,
         waiting: Sequence[Waiting],
-        accelerator: Accelerator,
         slots: int,
-        dtype: torch.dtype,
         fast: bool,
         every: float,
         done: Callable[[Adapter], None] | None,
         display: ManyDisplay,
     ):
-        self.encoder, self.accelerator = encoder, accelerator
-        self.slots, self.dtype, self.fast = slots, dtype, fast
+        self.take_step, self.slots, self.fast = take_step, slots, fast
+        self.encoder, self.accelerator = take_step.encoder, take_step.accelerator
         self.every, self.done, self.display = every, done, display
         # What is done takes no slot; of the random states the last one that is put back counts.
         self.queue = deque(sorted(waiting, key=lambda one: not one.done))
@@ -339,7 +336,8 @@ class _UnderWay:
 
     def _begun(self, one: Waiting) -> Trainee:
         one.job.adapter.to(self.encoder.device)
-        routed = Routed(self.encoder, one.job.adapter, fast=self.fast, dtype=self.dtype)
+        dtype = self.take_step.dtype
+        routed = Routed(self.encoder, one.job.adapter, fast=self.fast, dtype=dtype)
         if routed.why_plain not in self.said:  # then all that run with it aren't, either
             self.display.say(f"Not on the fast path: {routed.why_plain}.")
             self.said.add(routed.why_plain)
@@ -354,7 +352,7 @@ class _UnderWay:
         """One shared step; who is finished, or fails, leaves."""
         started = time.perf_counter()
         taking = list(self.running)
-        stepped = shared_step(self.encoder, taking, self.dtype, self.accelerator)
+        stepped = self.take_step(taking)
         seen = dict(zip(taking, stepped, strict=True))
         self._each(lambda one: one.step(*seen[one]))
         self._finish([one for one in self.running if one.finished], self.done)

@@ -1,14 +1,20 @@
 """One step of a job with many adapters: one forward and one backward pass for all of them.
 
+On a CPU the threads are shared out: each of a few workers takes the rows of some adapters, with its
+own share of the threads, since large products on one thread each get more done than the same
+products cut up among all (docs/performance.md).
+
 Dimensions: B windows of all adapters, S tokens, H hidden width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,51 +24,99 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.bank import Bank
 from adaptx.encoder.encoder import Encoder
 from adaptx.training.member import Trainee
+from adaptx.training.processes import divided
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+WORKERS = 4  # of more, Python's lock would hold up one by another
 
-def shared_step(
-    encoder: Encoder, running: Sequence[Trainee], dtype: torch.dtype, accelerator: Accelerator
-) -> list[tuple[float, int]]:
-    """Leave in each adapter the gradient of its loss; each one's loss, and its tokens without
-    padding. Where processes divide the rows, every one of them has the sums of all.
-    """
-    here = [(trainee, *trainee.drawn()) for trainee in running if len(trainee.rows_here)]
-    seen = _forward_and_backward(encoder, here, dtype) if here else {}
-    found = [seen.get(trainee, (0.0, 0)) for trainee in running]
-    return found if accelerator.num_processes == 1 else _summed(running, found, accelerator)
+
+class Drawn(NamedTuple):
+    """A trainee's next rows in this process: token ids of their windows, and the rows' targets."""
+
+    trainee: Trainee
+    ids: Sequence[list[int]]
+    targets: Sequence[np.ndarray]
+
+
+class SharedStep:
+    """What takes the steps, on an encoder in `dtype`; a context manager, which has the workers."""
+
+    def __init__(self, encoder: Encoder, dtype: torch.dtype, accelerator: Accelerator):
+        self.encoder, self.dtype, self.accelerator = encoder, dtype, accelerator
+        self.threads = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(WORKERS)
+
+    def __enter__(self) -> SharedStep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+
+    def __call__(self, running: Sequence[Trainee]) -> list[tuple[float, int]]:
+        """Leave in each adapter the gradient of its loss; each one's loss, and its tokens without
+        padding. Where processes divide the rows, every one of them has the sums of all.
+        """
+        drawn = [Drawn(trainee, *trainee.drawn()) for trainee in running if len(trainee.rows_here)]
+        # Neighbours of like length, which attention takes together.
+        drawn.sort(key=lambda one: max(map(len, one.ids)))
+        workers = self._workers(drawn)
+        if workers == 1:
+            seen = _forward_and_backward(self.encoder, drawn, self.dtype) if drawn else {}
+        else:
+            tokens = [sum(map(len, one.ids)) for one in drawn]
+            parts = [[drawn[place] for place in its] for its in divided(tokens, workers)]
+            work = partial(self._work, self.threads // workers)
+            try:
+                seen = {one: facts for its in self.pool.map(work, parts) for one, facts in its}
+            finally:
+                torch.set_num_threads(self.threads)
+        found = [seen.get(trainee, (0.0, 0)) for trainee in running]
+        alone = self.accelerator.num_processes == 1
+        return found if alone else _summed(running, found, self.accelerator)
+
+    def _workers(self, drawn: Sequence[Drawn]) -> int:
+        """As many as share out the threads evenly; one on a GPU, and where dropout is drawn, which
+        must come in an order.
+        """
+        fast = all(one.trainee.routed.bert for one in drawn)
+        if self.encoder.device.type != "cpu" or not (drawn and fast):
+            return 1
+        most = min(WORKERS, len(drawn))
+        return max(n for n in range(1, most + 1) if self.threads % n == 0)
+
+    def _work(
+        self, threads: int, drawn: Sequence[Drawn]
+    ) -> list[tuple[Trainee, tuple[float, int]]]:
+        torch.set_num_threads(threads)
+        return list(_forward_and_backward(self.encoder, drawn, self.dtype).items())
 
 
 def _forward_and_backward(
-    encoder: Encoder,
-    drawn: Sequence[tuple[Trainee, Sequence[list[int]], Sequence[np.ndarray]]],
-    dtype: torch.dtype,
+    encoder: Encoder, drawn: Sequence[Drawn], dtype: torch.dtype
 ) -> dict[Trainee, tuple[float, int]]:
-    # Neighbours of like length, which attention takes together.
-    drawn = sorted(drawn, key=lambda one: max(map(len, one[1])))
-    ids = [ids for _, its, _ in drawn for ids in its]
-    counts = [len(its) for _, its, _ in drawn]
+    ids = [ids for one in drawn for ids in one.ids]
+    counts = [len(one.ids) for one in drawn]
     spans = list(pairwise(accumulate(counts, initial=0)))
     batch = encoder.text.batch(ids, range(len(ids)))
     input_ids = torch.from_numpy(batch.input_ids).to(encoder.device)
     mask = torch.from_numpy(batch.attention_mask).to(encoder.device)
-    adapters = [trainee.job.adapter for trainee, *_ in drawn]
-    bert = drawn[0][0].routed.bert
-    if bert is not None and all(trainee.routed.bert for trainee, *_ in drawn):
+    adapters = [one.trainee.job.adapter for one in drawn]
+    bert = drawn[0].trainee.routed.bert
+    if bert is not None and all(one.trainee.routed.bert for one in drawn):
         hidden = bert.hidden(input_ids, mask, list(zip(counts, adapters, strict=True)))
     else:
         hidden = _banked(encoder, adapters, counts, input_ids, mask, dtype)
     losses = [
-        trainee.loss(hidden[start:end], mask[start:end], targets)
-        for (trainee, _, targets), (start, end) in zip(drawn, spans, strict=True)
+        one.trainee.loss(hidden[start:end], mask[start:end], one.targets)
+        for one, (start, end) in zip(drawn, spans, strict=True)
     ]
     # Each loss depends on its own adapter alone, so the sum's gradient is each one's own.
     torch.stack(losses).sum().backward()
     return {
-        trainee: (float(loss.detach()), int(mask[start:end].sum()))
-        for (trainee, *_), loss, (start, end) in zip(drawn, losses, spans, strict=True)
+        one.trainee: (float(loss.detach()), int(mask[start:end].sum()))
+        for one, loss, (start, end) in zip(drawn, losses, spans, strict=True)
     }
 
 

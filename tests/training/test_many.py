@@ -17,6 +17,7 @@ from adaptx.errors import OptionError, OutputExists, TrainingInterrupted
 from adaptx.training.display import Display
 from adaptx.training.plan import Plan
 from adaptx.training.runs import read_log, read_run
+from adaptx.training.shared_step import SharedStep
 from tests.conftest import SAMPLE
 
 TRAIN, DEV = (read_examples(SAMPLE / f"{split}.jsonl") for split in ("train", "dev"))
@@ -72,6 +73,50 @@ def test_each_has_the_losses_and_weights_of_its_own_training(small, fast):
     assert list(found.adapters) == [one.name for one in MIXED] and not found.failed
     for one in MIXED:
         same(found.adapters[one.name], alone(small, one, fast=fast))
+
+
+def test_workers_share_out_the_threads(small, monkeypatch):
+    """As many workers as share them out evenly; and what comes of it can be repeated."""
+    seen = set()
+    work = SharedStep._work
+
+    def seeing(self, threads, drawn):
+        seen.add(threads)
+        return work(self, threads, drawn)
+
+    monkeypatch.setattr(SharedStep, "_work", seeing)
+    before = torch.get_num_threads()
+    try:
+        # Five adapters, and towards the end fewer: four, three, or two workers.
+        for threads, shares in ((4, {1, 2}), (3, {1}), (6, {2, 3}), (1, set())):
+            torch.set_num_threads(threads)
+            seen.clear()
+            found, again = (ax.train_many(small, MIXED, slots=5) for _ in range(2))
+            assert torch.get_num_threads() == threads
+            assert seen == shares
+            for one in MIXED:
+                same(found.adapters[one.name], alone(small, one))
+                mine, theirs = (f.adapters[one.name].weights() for f in (found, again))
+                assert all(torch.equal(weight, theirs[at]) for at, weight in mine.items())
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_a_worker_raises_ends_the_job(small, monkeypatch, tmp_path):
+    def fails(self, threads, drawn):
+        torch.set_num_threads(threads)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(SharedStep, "_work", fails)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(MemoryError):
+            ax.train_many(small, [member("one"), member("two")], runs=tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert {read_run(tmp_path / name).state for name in ("one", "two")} == {"failed"}
 
 
 def test_another_family_shares_its_passes_through_the_bank(small_folders, capsys):
