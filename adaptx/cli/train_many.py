@@ -142,8 +142,8 @@ def task_of(one: Mapping[str, Any]) -> Any:
 
 def _say(encoder: Any, members: list[Any], slots: int, precision: str | None, output: Path) -> None:
     """What would be trained, after everything was read and checked."""
-    from adaptx.training.many import jobs_of
     from adaptx.training.train import accelerator_for
+    from adaptx.training.waiting import jobs_of
 
     total = 0
     for job in jobs_of(encoder, members, accelerator_for(precision)):
