@@ -59,8 +59,9 @@ def train_many(
         encoder or job.encoder or DEFAULT_ENCODER, prefix=prefix or job.prefix
     )
     if dry_run:
+        said = _what_would_be(opened, members, job.slots, precision or job.precision, output)
         if first_here():
-            _say(opened, members, job.slots, precision or job.precision, output)
+            typer.echo(said)
         return
     runs = run or fresh_folder(output.resolve().name)
     saved = set()
@@ -140,20 +141,25 @@ def task_of(one: Mapping[str, Any]) -> Any:
     )
 
 
-def _say(encoder: Any, members: list[Any], slots: int, precision: str | None, output: Path) -> None:
-    """What would be trained, after everything was read and checked."""
+def _what_would_be(
+    encoder: Any, members: list[Any], slots: int, precision: str | None, output: Path
+) -> str:
+    """What would be trained, after everything was read and checked: by every process, since they
+    wait for each other as soon as one asks Accelerate.
+    """
     from adaptx.training.train import accelerator_for
     from adaptx.training.waiting import jobs_of
 
-    total = 0
+    total, lines = 0, []
     for job in jobs_of(encoder, members, accelerator_for(precision)):
         steps = job.options.epochs * -(-len(job.train) // job.options.batch_size)
         total += steps
-        typer.echo(
+        lines.append(
             f"{job.adapter.name}: {len(job.train)} rows, {len(job.dev)} dev rows, {steps} steps, "
             f"{job.adapter.parameters_count:,} weights, labels {', '.join(job.task.labels)}"
         )
-    typer.echo(
+    lines.append(
         f"Would train {len(members)} adapters, {slots} at a time, {total} steps in all; into "
         f"{output}."
     )
+    return "\n".join(lines)

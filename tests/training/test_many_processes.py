@@ -1,6 +1,8 @@
 """A job of many adapters in several processes, which divide the adapters or the rows."""
 
+import json
 import pickle
+import sys
 from functools import partial
 
 import pytest
@@ -19,6 +21,7 @@ from adaptx.errors import (
 )
 from adaptx.training.processes import divided
 from adaptx.training.runs import read_run
+from tests.conftest import ROOT, SAMPLE
 from tests.training import test_scaling as scaling
 from tests.training.test_many import TRAIN, lora, member
 
@@ -185,6 +188,34 @@ def test_each_place_is_one_processes_and_none_waits_long(costs, processes):
 def test_a_division_that_isnt_there_is_named(small):
     with pytest.raises(OptionError, match="divide='tasks' is none of adapters, rows"):
         ax.train_many(small, [member("x")], divide="tasks")
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes_says_once_what_it_would_do_and_does_it(
+    small_folders, tmp_path
+):
+    train = str(SAMPLE / "train.jsonl")
+    (tmp_path / "many.json").write_text(
+        json.dumps(
+            {
+                "encoder": str(small_folders["bert"]),
+                "divide": "rows",
+                "defaults": {"epochs": 1, "lora": {"r": 2}},
+                "adapters": [{"name": "a", "train": train}, {"name": "b", "train": train}],
+            }
+        )
+    )
+    config = ROOT / "recipes" / "accelerate" / "cpu.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    launch += ["--num_processes", "2", "--mixed_precision", "no", "-m", "adaptx", "train"]
+    launch += ["--config", tmp_path / "many.json", "-o", tmp_path / "made"]
+    said, err = scaling.run([*launch, "--dry-run"]).communicate(timeout=300)
+    assert said.count("Would train 2 adapters") == 1, err
+    process = scaling.run([*launch, "--run", tmp_path / "runs"])
+    said, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and said.count("Wrote 2 adapters") == 1, err
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {"a", "b"}
+    assert [read_run(tmp_path / "runs" / name).processes for name in "ab"] == [2, 2]
 
 
 @pytest.mark.slow
