@@ -114,7 +114,9 @@ def train_many(
         for job, member, log in zip(jobs, members, logs, strict=True)
     ]
     look_back(waiting, accelerator)
+    meeting = None
     if own is not accelerator:
+        meeting = Meeting(accelerator)
         parts = divided([one.cost for one in waiting], accelerator.num_processes)
         waiting = [waiting[place] for place in parts[accelerator.process_index]]
     first = [one.job for one in waiting if one.job.options.probe_first and not one.step]
@@ -124,20 +126,19 @@ def train_many(
     # Dropout: all of a process draw from one stream.
     set_seed(jobs[0].options.seed + own.process_index)
     del jobs  # those of other processes need no memory here
-    meeting = Meeting(accelerator)
     left = sum(one.left for one in waiting)
     with (
         held(encoder, accelerator, dtype if fast else None) as working,
         SharedStep(working, dtype, own) as take_step,
-        ManyDisplay(accelerator, len(waiting), left, own is not accelerator) as display,
+        ManyDisplay(accelerator, len(waiting), left, meeting is not None) as display,
         Stopping(runs is not None) as stopping,
     ):
-        idle = accelerator.num_processes - len(members) if own is not accelerator else 0
+        idle = accelerator.num_processes - len(members) if meeting is not None else 0
         if idle > 0 and accelerator.is_main_process:
             display.say(f"{idle} processes have no adapter: divide the rows, and they help.")
         under_way = _UnderWay(take_step, waiting, slots, fast, checkpoint_every, done, display)
         found = under_way.to_the_end(stopping, Path(runs or ""))
-        if own is not accelerator:
+        if meeting is not None:
             found = _of_all(found, meeting, stopping, names, Path(runs or ""))
             for adapter in found.whole:
                 adapter.to(encoder.device)
