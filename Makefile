@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 # What opens an encoder with transformers: the tests that its version can change.
 OPENING := $(addprefix tests/,adapters encoder explaining onnx tasks training \
 	test_all_tasks.py test_families.py test_predict.py)
-# At most four tests at a time, a file of them each, with one thread: a worker holds an encoder.
-PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+# At most four tests at a time, a file of them each, with one thread: a worker holds an encoder. One
+# that dies ends all: xdist would wait for the rest of its file for ever.
+PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile --max-worker-restart 0
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 

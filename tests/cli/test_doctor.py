@@ -92,7 +92,7 @@ def without(folder, *hidden):
 def test_without_torch_it_says_how_to_get_it(tmp_path):
     train = ("torch", "transformers", "peft", "accelerate", "datasets", "scikit", "seqeval")
     train += ("filelock", "huggingface", "pyarrow", "matplotlib", "captum", "tensorboard")
-    train += ("pyyaml", "yaml")
+    train += ("pyyaml", "yaml", "psutil")
     found = doctor(**without(tmp_path / "site", *train))
     training = found["packages for training and evaluation"]
     assert (training["level"], training["said"]) == ("ok", "not installed")

@@ -171,14 +171,12 @@ def test_a_finished_run_gives_its_adapter_without_a_step(small, tmp_path, monkey
 
 def test_a_run_without_room_for_its_last_checkpoint_isnt_done(small, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 10, before[1]))
     try:
         with pytest.raises(FolderError, match="is the disk full"):
             fit(small, run=tmp_path / "run", epochs=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     assert read_run(tmp_path / "run").state == "failed"
 
 
