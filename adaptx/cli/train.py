@@ -13,11 +13,20 @@ from adaptx.cli.opening import DEFAULT_ENCODER
 from adaptx.cli.options import LabelColumn, OtherColumn, Repair, Scheme, TextColumn
 from adaptx.cli.run import already_done, main_process
 from adaptx.cli.train_many import train_many
+from adaptx.cli.train_options import (
+    MANY,
+    MANY_KEYS,
+    TOGETHER,
+    TOGETHER_KEYS,
+    Method,
+    check_file,
+    check_options,
+    given,
+    method_of,
+)
 from adaptx.cli.train_together import train_together
-from adaptx.errors import OptionError, TrainingDiverged, choices
-from adaptx.training.many_file import KEYS
+from adaptx.errors import OptionError, TrainingDiverged
 from adaptx.training.settings import Settings
-from adaptx.training.together_file import TASK, TOP
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -50,15 +59,6 @@ WAYS = {  # what `Facts.way` means to a person
     "model": "a whole model: batches of its own, exports alone",
 }
 LRS = {"full": 5e-5}  # a whole model takes a smaller step than an adapter: 1e-3
-
-
-class Method(str, Enum):
-    """How the encoder is changed."""
-
-    lora = "lora"
-    dora = "dora"
-    probe = "probe"
-    full = "full"
 
 
 class Precision(str, Enum):
@@ -201,7 +201,7 @@ def train(
 
     if config is not None and {"adapters", "tasks"} & (file := read_file(config)).keys():
         common_: dict[str, Any] = {
-            "encoder": encoder if _given(ctx, "encoder") else None,
+            "encoder": encoder if given(ctx, "encoder") else None,
             "prefix": prefix,
             "precision": precision.value if precision else None,
             "fast": fast,
@@ -212,10 +212,10 @@ def train(
             "dry_run": dry_run,
         }
         if "adapters" in file:
-            _check_file(ctx, MANY, MANY_KEYS, "there, under defaults or an adapter")
+            check_file(ctx, MANY, MANY_KEYS, "there, under defaults or an adapter")
             train_many(many_of(config, file), output, **common_)
         else:
-            _check_file(ctx, TOGETHER, TOGETHER_KEYS, "there")
+            check_file(ctx, TOGETHER, TOGETHER_KEYS, "there")
             train_together(
                 together_of(config, file),
                 output,
@@ -225,7 +225,7 @@ def train(
         return
     if train is None:
         raise OptionError("--train is missing: a file with training data, or hf:….")
-    _check_options(ctx, method, config, task)
+    check_options(ctx, method, config, task)
     from adaptx import storage
     from adaptx.data.large import open_records
     from adaptx.data.streams import Columns
@@ -264,7 +264,7 @@ def train(
     if config:
         chosen = read_config(config)
     else:
-        chosen = _chosen(method, r, lora_alpha, target_modules, dropout, use_rslora)
+        chosen = method_of(method, r, lora_alpha, target_modules, dropout, use_rslora)
     check_asked(fitted, chosen, train_rows, plan, checkpoint_every)
     opened = ax.Encoder.from_pretrained(encoder, prefix=prefix)
     common: dict[str, Any] = {"name": called, "language": language}
@@ -321,97 +321,6 @@ def train(
             f"Wrote {output}: {adapter.name} ({adapter.facts.method}; {WAYS[adapter.facts.way]})"
             f"{score}. Its log: {run}."
         )
-
-
-MANY = (
-    *("output", "config", "encoder", "prefix", "precision", "fast"),
-    *("run", "resume", "checkpoint_every", "overwrite", "dry_run"),
-)
-TOGETHER = (*MANY, "checkpointing")
-# What such a file calls the other options, where it has them: itself, or in its `lora`.
-LORA_KEYS = {name: name for name in ("r", "lora_alpha", "target_modules", "use_rslora")}
-LORA_KEYS["dropout"] = "lora_dropout"
-MANY_KEYS = {*KEYS, *Settings.__dataclass_fields__} - {"accumulate", "micro_tokens"}
-TOGETHER_KEYS = {*TOP, *TASK}
-
-
-def _given(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _check_file(ctx: typer.Context, taken: Sequence[str], keys: set[str], where: str) -> None:
-    """Raise OptionError for options that a file with many adapters or tasks says itself, or that
-    are nothing to it.
-    """
-    said = [name for name in ctx.params if _given(ctx, name) and name not in taken]
-    named = {name: "--" + name.replace("_", "-") for name in said}
-    other = [named[name] for name in said if name not in {*LORA_KEYS, *keys}]
-    if other:
-        raise OptionError(
-            f"{choices(other)} can't be had for a file of many adapters or tasks: leave it out."
-        )
-    if said:
-        found = [f"lora: {{{LORA_KEYS[n]}: …}}" if n in LORA_KEYS else f"{n}: …" for n in said]
-        raise OptionError(
-            f"{choices(named.values())} would have no effect with a file of many adapters or "
-            f"tasks: write {choices(found)} {where}."
-        )
-
-
-def _check_options(ctx: typer.Context, method: Method, config: Path | None, task: str) -> None:
-    """Raise OptionError for options that would have no effect."""
-    given = {name for name in ctx.params if _given(ctx, name)}
-    lora = {"r", "lora_alpha", "target_modules", "use_rslora"}
-    loop = {
-        *("epochs", "lr", "accumulate", "micro_tokens", "warmup", "weight_decay", "clip"),
-        *("patience", "smoothing"),
-    }
-    without: dict[str, set[str]] = {}
-    if config is not None:
-        without["--config"] = {*lora, "method", "dropout"}
-        if not config.is_file():
-            raise OptionError(f"--config {config}: there is no such file.")
-    elif method is Method.probe:
-        without["--method probe"] = {*lora, "dropout", "checkpointing", "probe_first"}
-        if task in ("classification", "pairs"):  # solved, not trained in steps
-            without["--method probe"] |= loop
-    elif method is Method.full:
-        without["--method full"] = lora
-    for where, useless in without.items():
-        if both := sorted(given & useless):
-            names = choices("--" + name.replace("_", "-") for name in both)
-            raise OptionError(f"{names} would have no effect with {where}: leave it out.")
-
-
-def _chosen(
-    method: Method,
-    r: int,
-    lora_alpha: float | None,
-    target_modules: str,
-    dropout: float | None,
-    use_rslora: bool,
-) -> Any:
-    """The configuration that the options make."""
-    from peft import LoraConfig
-
-    from adaptx.adapters.own_model import Full
-
-    if method is Method.probe:
-        return None
-    if method is Method.full:
-        return Full() if dropout is None else Full(dropout)
-    if r < 1:
-        raise OptionError(f"--r {r} must be at least 1.")
-    asked: Any = [part.strip() for part in target_modules.split(",")]
-    return LoraConfig(
-        r=r,
-        lora_alpha=lora_alpha if lora_alpha is not None else r,
-        target_modules=target_modules if target_modules == "all-linear" else asked,
-        lora_dropout=dropout or 0.0,
-        use_rslora=use_rslora,
-        use_dora=method is Method.dora,
-    )
 
 
 def _labels(labels: Sequence[str]) -> str:

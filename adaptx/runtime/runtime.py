@@ -98,6 +98,8 @@ class Runtime:
 
         Raises FolderError for a bundle that is damaged or isn't one.
         """
+        if not isinstance(folder, (str, Path)):
+            raise OptionError(f"Runtime.open takes a bundle's folder, not {folder!r}.")
         for name, value in (("threads", threads), ("slots", slots)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")

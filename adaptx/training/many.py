@@ -12,13 +12,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from adaptx.adapters.adapter import Adapter
 from adaptx.encoder.encoder import Encoder
@@ -28,7 +26,7 @@ from adaptx.training.display import ManyDisplay
 from adaptx.training.distributed import check_distribution, fsdp_asked, held
 from adaptx.training.many_file import DIVIDE, check_names
 from adaptx.training.member import Member, Trainee
-from adaptx.training.probe import solve_head
+from adaptx.training.probe import begin_heads
 from adaptx.training.processes import FAILURES, Alone, Meeting, divided, gathered
 from adaptx.training.resuming import find_checkpoint
 from adaptx.training.routed import Routed
@@ -120,9 +118,9 @@ def train_many(
         parts = divided([one.cost for one in waiting], accelerator.num_processes)
         waiting = [waiting[place] for place in parts[accelerator.process_index]]
     first = [one.job for one in waiting if one.job.options.probe_first and not one.step]
-    silent = not (first and accelerator.is_main_process)
-    for job in track(first, "Probes' heads", console=Console(stderr=True), disable=silent):
-        solve_head([job], job.options.metric or "")
+    with held(encoder, accelerator, dtype if fast else None) as working:
+        groups = [[replace(job, encoder=working)] for job in first]
+        begin_heads(groups, fast=fast, dtype=dtype, silent=not accelerator.is_main_process)
     # Dropout: all of a process draw from one stream.
     set_seed(jobs[0].options.seed + own.process_index)
     del jobs  # those of other processes need no memory here

@@ -124,8 +124,7 @@ class Trainee:
             job, run, every, self.optimizer, self.schedule, self.average, self.kept
         )
         self.at = self.resuming.restore(found) if found else Progress()
-        goes_on = (self.at.step, len(self.kept.history))
-        self.log = RunLog(run, job.accelerator, job.about(config), goes_on)
+        self.log = RunLog(run, job.accelerator, job.about(config), found)
         self.log.__enter__()
         self._begin_epoch()
 

@@ -87,6 +87,10 @@ class Job:
         """Whether it is a probe that is fitted, not trained in steps."""
         return self.adapter.facts.method == "probe" and isinstance(self.task, Classification)
 
+    def classified(self) -> list[list[Job]]:
+        """The jobs whose heads are of classification, those that share a head together."""
+        return [[self]] if isinstance(self.task, Classification) else []
+
     def plan(self) -> Any:
         """Which rows this process takes at each step."""
         return Plan(

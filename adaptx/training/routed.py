@@ -34,8 +34,10 @@ class Routed(nn.Module):
 
         `heads` says which rows are whose, to an adapter with several (adaptx.training.shared).
         """
+        return self.adapter.outputs(self.hidden(input_ids, mask), mask, *heads)
+
+    def hidden(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """int64 `[B, S]`, int64 `[B, S]` -> token states `[B, S, H]`."""
         if self.bert is not None:
-            hidden = self.bert.hidden(input_ids, mask, [(len(input_ids), self.adapter)])
-        else:
-            hidden = self.adapter.hidden(self.encoder, input_ids, mask, fused=self.fused)
-        return self.adapter.outputs(hidden, mask, *heads)
+            return self.bert.hidden(input_ids, mask, [(len(input_ids), self.adapter)])
+        return self.adapter.hidden(self.encoder, input_ids, mask, fused=self.fused)

@@ -28,6 +28,7 @@ from adaptx.errors import (
     TrainingInterrupted,
     choices,
 )
+from adaptx.training.checkpoint import Checkpoint
 from adaptx.training.processes import by_the_first
 from adaptx.training.runs import (
     CHECKPOINTS,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PACKAGES = ("adaptx", "torch", "transformers", "peft", "accelerate")
-LINES = ("kind", "step", "best")  # of an epoch's line in the log, beside its entry
 NOT_DEVS = ("epoch", "loss", "seconds", "strength")  # an epoch's entries that no dev set gave
 UNSAID = ("peft_version", "megatron_core")  # in every configuration, and of no meaning here
 
@@ -100,7 +100,7 @@ class RunLog:
     A context manager: leaving it marks the run done, or failed, or diverged. Every process makes
     one and calls it alike; the first one writes. `about` is what `Run` has of the training:
     name, encoder, method, task, config, settings, precision, processes, train_rows, dev_rows.
-    `goes_on` is the (step, epochs) after which a run that is there goes on.
+    A run that is there goes on after `found`, its checkpoint.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class RunLog:
         folder: Path | None,
         accelerator: Accelerator,
         about: Mapping[str, Any],
-        goes_on: tuple[int, int] = (0, 0),
+        found: Checkpoint | None = None,
     ):
         self.accelerator = accelerator
         self.run = Run(
@@ -125,7 +125,11 @@ class RunLog:
         self.file: TextIO | None = None
         self.lock = FileLock(self.run.folder / LOCK)
         self.started = time.perf_counter()
-        self.last_step, self.goes_on = goes_on[0], goes_on
+        self.goes_on, self.last_step = found is not None, 0
+        if found is not None:
+            epochs, best = len(found.state["history"]), found.state["best"]
+            scored = best if "dev_loss" in best else None
+            self.last_step, self.run = found.step, replace(self.run, epochs=epochs, best=scored)
 
     def __enter__(self) -> RunLog:
         self.accelerator.wait_for_everyone()  # each process has seen that the folder is free
@@ -162,7 +166,7 @@ class RunLog:
 
     def _cut_log(self) -> None:
         """Leave what was logged up to where the run goes on."""
-        step, epochs = self.goes_on
+        step, epochs = self.last_step, self.run.epochs
         started = self._begun(step)
         entries = whole_entries(self.run.folder / LOG)
         kept = [e for e in entries if e["kind"] == "step" and e["step"] <= step]
@@ -172,10 +176,8 @@ class RunLog:
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept]
         part.write_text("".join(lines), encoding="utf-8")
         part.replace(self.run.folder / LOG)
-        if step:
-            scored = [e for e in kept if e.get("best") and "dev_loss" in e]
-            best = {n: v for e in scored[-1:] for n, v in e.items() if n not in LINES}
-            self.run = replace(self.run, started=started, epochs=epochs, best=best or None)
+        if self.goes_on:
+            self.run = replace(self.run, started=started)
             self.started -= max([0.0, *(e["seconds"] for e in kept if e["kind"] == "step")])
 
     def _begun(self, step: int) -> str:

@@ -80,16 +80,11 @@ def dev_scores(
     share = -(-len(dev) // accelerator.num_processes)
     mine = (np.arange(share) * accelerator.num_processes + accelerator.process_index) % len(dev)
     mine = mine[np.argsort(-dev.lengths[mine], kind="stable")]  # of like length: less padding
-    # Twice a training micro-batch: no gradients are kept.
-    parts = job.options.accumulate * accelerator.num_processes
-    rows_at_once = 2 * max(1, job.options.batch_size // parts)
-    if job.options.micro_tokens:
-        most = 2 * job.options.micro_tokens // int(dev.lengths.max())
-        rows_at_once = max(1, min(rows_at_once, most))
+    at_once = rows_at_once(job, dev)
     found: list[tuple[int, float, float, list[np.ndarray]]] = []
-    for start in range(0, share, rows_at_once):
+    for start in range(0, share, at_once):
         between()
-        rows = mine[start : start + rows_at_once]
+        rows = mine[start : start + at_once]
         batch, targets, _ = dev.batch(rows)
         outputs = model(job.on_device(batch.input_ids), job.on_device(batch.attention_mask))
         losses = job.losses(outputs, job.on_device(targets)).float().tolist()
@@ -105,6 +100,15 @@ def dev_scores(
         return {"dev_loss": loss, "perplexity": perplexity(loss)}
     flat = [output for _, _, outputs in every for output in outputs]
     return {"dev_loss": loss, **task_scores(task, dev.records, answers(dev, flat))}
+
+
+def rows_at_once(job: Job, rows: EncodedRows) -> int:
+    """How many rows a forward pass takes where no gradients are kept: twice a micro-batch's."""
+    options = job.options
+    found = 2 * max(1, options.batch_size // (options.accumulate * job.accelerator.num_processes))
+    if options.micro_tokens:
+        found = min(found, 2 * options.micro_tokens // int(rows.lengths.max()))
+    return max(1, found)
 
 
 def unpadded(task: Task, outputs: np.ndarray, batch: Batch) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from adaptx.adapters.adapter import Adapter
 from adaptx.evaluation.metrics import DEV_LOSS
+from adaptx.tasks import Classification
 from adaptx.training.mixture import MixedPlan, Sampling
 from adaptx.training.record import Job
 from adaptx.training.rows import MixedRows, Span
@@ -92,6 +93,13 @@ class MixedJob(Job):
     def settings(self) -> dict[str, Any]:
         """How it is trained, with the mixture."""
         return {**super().settings, **asdict(self.sampling), "weights": list(self.weights)}
+
+    def classified(self) -> list[list[Job]]:
+        """As Job's: the sources of each task of classification."""
+        own = [
+            [m for m in self.members if m.adapter is one] for one in cast(Any, self.adapter).each
+        ]
+        return [group for group in own if isinstance(group[0].task, Classification)]
 
     def plan(self) -> MixedPlan:
         """The steps, with each source in its share."""

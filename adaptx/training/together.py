@@ -31,9 +31,8 @@ from adaptx.errors import OptionError, choices
 from adaptx.evaluation.metrics import DEV_LOSS
 from adaptx.tasks import Classification, Task
 from adaptx.training.checkpoint import check_interval
-from adaptx.training.distributed import check_distribution, held, place
+from adaptx.training.distributed import check_distribution, place
 from adaptx.training.mixture import Sampling
-from adaptx.training.probe import solve_head
 from adaptx.training.record import Job
 from adaptx.training.resuming import find_checkpoint
 from adaptx.training.rows import Data, EncodedRows, open_data
@@ -128,25 +127,13 @@ def train_together(
     for adapter in cast(Any, job.adapter).each:
         place(encoder, adapter, accelerator)
     found = find_checkpoint(job, run) if resume and run is not None else None
-    goes_on = (found.step, len(found.state["history"])) if found else (0, 0)
-    with RunLog(run, accelerator, job.about(config), goes_on) as log:
-        if options.probe_first and found is None:
-            _solve_heads(job)
+    with RunLog(run, accelerator, job.about(config), found) as log:
         in_steps(job, log, run, found, checkpoint_every, checkpointing=checkpointing, fast=fast)
     accelerator.wait_for_everyone()
     return {
         part: adapter.to(encoder.device).requires_grad_(False).eval()
         for part, adapter in zip(parts, job.adapter.each, strict=True)
     }
-
-
-def _solve_heads(job: MixedJob) -> None:
-    """Fit the head of each classification task alone, on the plain encoder's states."""
-    with held(job.encoder, job.accelerator) as working:
-        for adapter in cast(Any, job.adapter).each:
-            own = [replace(m, encoder=working) for m in job.members if m.adapter is adapter]
-            if isinstance(own[0].task, Classification):
-                solve_head(own, own[0].task.metrics[0])
 
 
 def mixed_job(
@@ -163,8 +150,8 @@ def mixed_job(
         raise OptionError("Training together needs two sources or more; for one there is ax.train.")
     if options.micro_tokens:
         raise OptionError("micro_tokens is for one source alone: say accumulate instead.")
-    classified = [isinstance(part.task, Classification) for part in parts.values()]
-    if options.probe_first and not any(classified):
+    classified = any(isinstance(part.task, Classification) for part in parts.values())
+    if options.probe_first and not classified:
         raise OptionError(
             "probe_first is for classification, and none of these tasks is one: leave it out."
         )

@@ -33,7 +33,7 @@ from adaptx.training.checkpoint import Checkpoint, check_interval
 from adaptx.training.display import Display
 from adaptx.training.distributed import check_distribution, check_launch, fsdp_hidden, held, place
 from adaptx.training.optimizing import optimizer_and_schedule
-from adaptx.training.probe import check_probe_first, solve_head
+from adaptx.training.probe import begin_heads, check_probe_first, solve_head
 from adaptx.training.record import Job, Kept
 from adaptx.training.resuming import Progress, Resuming, find_checkpoint
 from adaptx.training.routed import Routed
@@ -119,17 +119,13 @@ def train(
     job = Job(encoder, adapter, task, options, accelerator, encoded, held_out)
     own_model.total_steps(adapter.config, options.epochs * len(job.plan()))
     found = find_checkpoint(job, run) if resume and run is not None else None
-    goes_on = (found.step, len(found.state["history"])) if found else (0, 0)
-    with RunLog(run, accelerator, job.about(config), goes_on) as log:
+    with RunLog(run, accelerator, job.about(config), found) as log:
         if job.solved:
             with held(encoder, accelerator) as working:
                 history = _probe(replace(job, encoder=working))
             log.epoch(history[-1], best=True)
             job.record(history)
         else:
-            if options.probe_first and found is None:
-                with held(encoder, accelerator) as working:
-                    solve_head([replace(job, encoder=working)], options.metric or "")
             in_steps(job, log, run, found, checkpoint_every, checkpointing=checkpointing, fast=fast)
     accelerator.wait_for_everyone()
     return adapter.to(encoder.device).requires_grad_(False).eval()
@@ -177,6 +173,9 @@ def in_steps(
             held(job.encoder, accelerator, dtype if adapter.sites and fast else None) as working,
             working.checkpointing(adapter.model) if checkpointing else nullcontext(),
         ):
+            if job.options.probe_first and found is None:
+                groups = [[replace(m, encoder=working) for m in own] for own in job.classified()]
+                begin_heads(groups, fast=fast, dtype=dtype, silent=not accelerator.is_main_process)
             routed = Routed(working, adapter, fast=fast, dtype=dtype)
             _loop(replace(job, encoder=working), log, routed, run, checkpoint_every, found)
     finally:  # else an accelerator of the caller's would keep each training's
@@ -302,7 +301,7 @@ def _stop(signals: Sequence[float], at: Progress, run: Path | None) -> None:
 
 def _probe(job: Job) -> list[dict[str, Any]]:
     """Fit the head alone; every process does the same small sum."""
-    strength, x_dev = solve_head([job], job.options.metric or "")
+    strength, x_dev = solve_head([job])
     entry: dict[str, Any] = {"epoch": 1, "strength": strength}
     if x_dev is not None and job.adapter.head is not None:
         dev = cast(EncodedRows, job.dev)

@@ -141,6 +141,7 @@ def test_a_long_text_is_refused_when_asked(exact):
         (lambda r: r.predict(["a"], "sw-topic"), "'sw-topic'; there is sw-topics, yo-moods"),
         (lambda r: r.remove("sw-topic"), "'sw-topic'; there is sw-topics, yo-moods"),
         (lambda r: r.check("sw-topic"), "'sw-topic'; there is sw-topics, yo-moods"),
+        (lambda r: r.open(None), "takes a bundle's folder, not None"),
     ],
 )
 def test_what_cant_be_asked_is_refused_by_name(small, call, said):

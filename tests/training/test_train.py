@@ -392,14 +392,6 @@ def test_the_lowest_dev_loss_may_choose(small, config):
         assert min(losses) <= other.facts.training["best"]["dev_loss"] + 1e-9
 
 
-def test_a_training_may_begin_with_the_probes_head(small):
-    probe = fit(small, config=None)
-    first = fit(small, epochs=1, lr=1e-9, probe_first=True)
-    torch.testing.assert_close(first.head.weight, probe.head.weight)
-    scores = [a.facts.training["best"]["dev_loss"] for a in (first, probe)]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
-
-
 @pytest.mark.parametrize(
     ("task", "rows"),
     [
@@ -412,17 +404,5 @@ def test_smoothing_is_refused_where_a_loss_doesnt_know_it(small, task, rows):
     with pytest.raises(OptionError, match=wrong):
         ax.train(small, task, LORA, name="x", train=rows, smoothing=0.1)
     member = ax.Member("x", LORA, train=rows, task=task, settings={"smoothing": 0.1})
-    with pytest.raises(OptionError, match=f"x: {wrong}"):
-        ax.train_many(small, [member])
-
-
-def test_only_a_classification_may_begin_with_a_probes_head(small):
-    pairs = [Pair(f"question {i}", f"answer {i}") for i in range(8)]
-    wrong = "probe_first is for classification, not for retrieval"
-    with pytest.raises(OptionError, match=wrong):
-        ax.train(small, ax.tasks.Retrieval(), LORA, name="x", train=pairs, probe_first=True)
-    member = ax.Member(
-        "x", LORA, train=pairs, task=ax.tasks.Retrieval(), settings={"probe_first": True}
-    )
     with pytest.raises(OptionError, match=f"x: {wrong}"):
         ax.train_many(small, [member])
