@@ -185,7 +185,7 @@ def fit_probe(
     def score(strength: float) -> float:
         model = LogisticRegression(C=strength, max_iter=2000, random_state=seed)
         if dev is None:
-            if not several.any():
+            if len(np.unique(y[several])) < 2:
                 return 0.0
             folds = int(min(5, counts[several].min()))
             given = {"cv": folds, "scoring": SCORING[metric]}

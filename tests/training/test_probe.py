@@ -69,6 +69,15 @@ def test_a_label_with_one_row_leaves_the_strength_to_the_others(small):
     assert found == pytest.approx(wanted, rel=10) and found > probe.STRENGTHS[0]
 
 
+def test_labels_with_too_few_rows_to_choose_by_are_learnt_all_the_same(small):
+    """Without dev, and with one row of each label but one: nothing can be held out."""
+    ones = list({row.label: row for row in TRAIN}.values())
+    rows = [*ones, next(row for row in TRAIN if row.label == ones[0].label and row != ones[0])]
+    alone = fit(small, config=None, train=rows, dev=None)
+    assert alone.facts.training["history"][0]["strength"] == probe.STRENGTHS[0]
+    assert len(set(alone.head.bias.tolist())) == len(ones)
+
+
 def test_members_with_the_same_rows_have_one_solution(small, monkeypatch):
     solved = []
 
