@@ -118,9 +118,10 @@ def train_many(
         parts = divided([one.cost for one in waiting], accelerator.num_processes)
         waiting = [waiting[place] for place in parts[accelerator.process_index]]
     first = [one.job for one in waiting if one.job.options.probe_first and not one.step]
-    with held(encoder, accelerator, dtype if fast else None) as working:
-        groups = [[replace(job, encoder=working)] for job in first]
-        begin_heads(groups, fast=fast, dtype=dtype, silent=not accelerator.is_main_process)
+    if first:
+        with held(encoder, accelerator, dtype if fast else None) as working:
+            groups = [[replace(job, encoder=working)] for job in first]
+            begin_heads(groups, fast=fast, dtype=dtype, silent=not accelerator.is_main_process)
     # Dropout: all of a process draw from one stream.
     set_seed(jobs[0].options.seed + own.process_index)
     del jobs  # those of other processes need no memory here

@@ -54,8 +54,6 @@ def begin_heads(
     A beginning may be rough: it is solved on FIRST_ROWS rows of each job at most, in `dtype` where
     the fast path is taken. Where groups have the same rows, one is solved.
     """
-    if not groups:
-        return
     sizes = [
         sum(len(_first(part, FIRST_ROWS)) for job in group for part in _parts(job))
         for group in groups

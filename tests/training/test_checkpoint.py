@@ -303,6 +303,19 @@ def test_a_runs_facts_and_log_are_made_anew(small, cut_run, tmp_path, damage, wa
     assert after.state == "done" and after.best.keys() == before.best.keys()
 
 
+def test_the_best_epoch_comes_from_the_checkpoint_where_the_log_is_lost(small, tmp_path):
+    """No epoch after the cut is better, so that none of the new log's is the best."""
+    options = OPTIONS | {"probe_first": True}
+    run = tmp_path / "cut"
+    interrupt(small, run, 15, **options)
+    before = read_run(run).best
+    for name in ("run.json", "log.jsonl"):
+        (run / name).unlink()
+    adapter = fit(small, run=run, resume=True, **options)
+    assert adapter.facts.training["best"]["epoch"] == before["epoch"] == 1
+    assert read_run(run).best == before
+
+
 def damage_line(run, line):
     lines = (run / "log.jsonl").read_bytes().splitlines(keepends=True)
     (run / "log.jsonl").write_bytes(b"".join([*lines[:4], line, *lines[5:]]))
