@@ -5,8 +5,8 @@
 
 An update is added into the Linear's own output, so that with one adapter nothing of its size is
 made twice, and only x and u are kept for the backward pass. Linears that read the same x (query,
-key, value) share the products with A, and their gradients of x are added up in place. Spans of x
-may belong to different adapters: their small products are batched, padded to the longest span.
+key, value) are one, with a B of their blocks and zeros between. Spans of x may belong to different
+adapters: their small products are batched, padded to the longest span.
 
 T rows and tokens, I input, O output, R rank, N ranks of all sites, G spans, M rows of the longest.
 """
@@ -14,12 +14,14 @@ T rows and tokens, I input, O output, R rank, N ranks of all sites, G spans, M r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
+
+from adaptx.adapters.frozen import Frozen
 
 
 class Part(NamedTuple):
@@ -52,30 +54,33 @@ class Spans:
 
 
 def lora_linears(
-    x: Tensor, bases: Sequence[nn.Linear], spans: Spans, parts: Sequence[Sequence[Part | None]]
-) -> list[Tensor]:
-    """The outputs `[…, O]` of Linears that read x `[…, I]`, in autocast's dtype where it is on.
+    x: Tensor, frozen: Frozen, spans: Spans, parts: Sequence[Sequence[Part | None]]
+) -> Tensor:
+    """The outputs `[…, O]` of Linears that read x `[…, I]`, side by side.
 
     `parts` are each Linear's, by span; None where a span's rows are the plain Linear's.
+    """
+    a, b = [], []
+    for place, its in enumerate(parts):
+        if stack := _stacked(its):
+            before, after = sum(frozen.outputs[:place]), sum(frozen.outputs[place + 1 :])
+            a.append(stack[0])
+            b.append(pad(stack[1], (0, 0, before, after)) if before or after else stack[1])
+    if not a:
+        return cast(Tensor, _LoraLinears.apply(x, frozen, spans, None, None))
+    a_GNI, b_GON = torch.cat(a, 1).to(x.dtype), torch.cat(b, 2).to(x.dtype)
+    return cast(Tensor, _LoraLinears.apply(x, frozen, spans, a_GNI, b_GON))
+
+
+def lora_linear(x: Tensor, base: nn.Linear, a_IR: Tensor, b_RO: Tensor) -> Tensor:
+    """One Linear and one adapter for all of x, its matrices as a bank has them; in autocast's dtype
+    where it is on.
     """
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
-    weights = [
-        (base.weight.to(x.dtype), None if base.bias is None else base.bias.to(x.dtype))
-        for base in bases
-    ]
-    stacks = [_stacked(its) for its in parts]
-    read = [stack[0] for stack in stacks if stack]
-    a_GNI = torch.cat(read, 1).to(x.dtype) if read else None
-    b_GOR = [stack[1].to(x.dtype) if stack else None for stack in stacks]
-    return list(_LoraLinears.apply(x, weights, spans, a_GNI, *b_GOR))
-
-
-def lora_linear(x: Tensor, base: nn.Linear, a_IR: Tensor, b_RO: Tensor) -> Tensor:
-    """One Linear and one adapter for all of x, its matrices as a bank has them."""
     every = Spans([x.numel() // x.shape[-1]])
-    return lora_linears(x, [base], every, [[Part(a_IR.T, b_RO.T)]])[0]
+    return lora_linears(x, Frozen([base], x.dtype), every, [[Part(a_IR.T, b_RO.T)]])
 
 
 def _stacked(parts: Sequence[Part | None]) -> tuple[Tensor, Tensor] | None:
@@ -99,47 +104,34 @@ class _LoraLinears(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weights: Sequence[tuple[Tensor, Tensor | None]],
+        frozen: Frozen,
         spans: Spans,
         a_GNI: Tensor | None,
-        *b_GOR: Tensor | None,
-    ) -> tuple[Tensor, ...]:
+        b_GON: Tensor | None,
+    ) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        ys = [linear(x_TI, w_OI, bias_O) for w_OI, bias_O in weights]
-        if a_GNI is not None:
+        y_TO = frozen(x_TI)
+        if a_GNI is not None and b_GON is not None:
             x_GMI = spans.padded(x_TI)
             u_GMN = torch.bmm(x_GMI, a_GNI.transpose(1, 2))
-            for y_TO, u_GMR, b in zip(ys, _by_linear(u_GMN, b_GOR), b_GOR, strict=True):
-                if b is not None:
-                    spans.add(y_TO, u_GMR, b.transpose(1, 2))
-            ctx.save_for_backward(x_GMI, u_GMN, a_GNI, *b_GOR)
-        ctx.weights, ctx.spans = weights, spans
-        return tuple(y_TO.view(*x.shape[:-1], -1) for y_TO in ys)
+            spans.add(y_TO, u_GMN, b_GON.transpose(1, 2))
+            ctx.save_for_backward(x_GMI, u_GMN, a_GNI, b_GON)
+        ctx.frozen, ctx.spans = frozen, spans
+        return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
-        flat = [dy.reshape(-1, dy.shape[-1]) for dy in dys]
-        dx_TI = None
-        if ctx.needs_input_grad[0]:  # not below the lowest adapter
-            for dy_TO, (w_OI, _) in zip(flat, ctx.weights, strict=True):
-                dx_TI = dy_TO @ w_OI if dx_TI is None else dx_TI.addmm_(dy_TO, w_OI)
-        da, db = None, [None] * len(dys)
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dy_TO = dy.reshape(-1, dy.shape[-1])
+        # Not below the lowest adapter.
+        dx_TI = ctx.frozen.gradient(dy_TO) if ctx.needs_input_grad[0] else None
+        da = db = None
         if saved := ctx.saved_tensors:
-            x_GMI, u_GMN, a_GNI, *b_GOR = saved
-            du = []
-            for place, u_GMR in enumerate(_by_linear(u_GMN, b_GOR)):
-                if (b := b_GOR[place]) is not None:
-                    dy_GMO = ctx.spans.padded(flat[place])
-                    du.append(torch.bmm(dy_GMO, b))
-                    db[place] = torch.bmm(dy_GMO.transpose(1, 2), u_GMR)
-            du_GMN = torch.cat(du, 2) if len(du) > 1 else du[0]
+            x_GMI, u_GMN, a_GNI, b_GON = saved
+            dy_GMO = ctx.spans.padded(dy_TO)
+            du_GMN = torch.bmm(dy_GMO, b_GON)
             da = torch.bmm(du_GMN.transpose(1, 2), x_GMI)
+            db = torch.bmm(dy_GMO.transpose(1, 2), u_GMN)
             if dx_TI is not None:
                 ctx.spans.add(dx_TI, du_GMN, a_GNI)
-        dx = None if dx_TI is None else dx_TI.view(*dys[0].shape[:-1], -1)
-        return dx, None, None, da, *db
-
-
-def _by_linear(u_GMN: Tensor, b_GOR: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Each Linear's ranks of u, `[G, M, R]`; of none, `[G, M, 0]`."""
-    return u_GMN.split([0 if b is None else b.shape[2] for b in b_GOR], 2)
+        dx = None if dx_TI is None else dx_TI.view(*dy.shape[:-1], -1)
+        return dx, None, None, da, db

@@ -124,12 +124,15 @@ def place(encoder: Encoder, adapter: Adapter, accelerator: Accelerator) -> None:
 def held(
     encoder: Encoder, accelerator: Accelerator, dtype: torch.dtype | None = None
 ) -> Iterator[Encoder]:
-    """The encoder to work with inside: its sites in `dtype`, under FSDP divided."""
+    """The encoder to work with inside: its sites in `dtype`, under FSDP divided.
+
+    It is an object of its own: what is made of its weights for this time ends with it.
+    """
     if _divides(accelerator):
         yield _divided(encoder, accelerator, dtype)
     else:
         with cast_sites(encoder.sites.values(), dtype):
-            yield encoder
+            yield copy.copy(encoder)
 
 
 def _divides(accelerator: Accelerator) -> bool:

@@ -13,18 +13,20 @@ padding, T tokens of all rows, W any width, H the states' width, D width of a he
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from adaptx.adapters.frozen import Frozen
 from adaptx.adapters.lora_linear import Part, Spans, lora_linears
 from adaptx.encoder.families import is_bert_shaped
+from adaptx.training.attention import attention
 from adaptx.training.packing import Gaps, packed, padded
 
 if TYPE_CHECKING:
@@ -58,11 +60,21 @@ class FastBert:
     """
 
     def __init__(self, encoder: Encoder, dtype: torch.dtype):
-        self.encoder, self.dtype = encoder, dtype
-        self.heads = encoder.config.num_attention_heads
+        self.dtype, self.heads = dtype, encoder.config.num_attention_heads
         model: Any = encoder.model
-        self.embeddings, self.layers = model.embeddings, list(model.encoder.layer)
-        self.recomputes = model.is_gradient_checkpointing
+        self.embeddings, self.recomputes = model.embeddings, model.is_gradient_checkpointing
+        self.layers = [
+            Layer.of(encoder, layer, f"encoder.layer.{number}.", dtype)
+            for number, layer in enumerate(model.encoder.layer)
+        ]
+
+    @classmethod
+    def of(cls, encoder: Encoder, dtype: torch.dtype) -> FastBert:
+        """That of the encoder while it is held for a training: its weights are laid out once."""
+        made = _made.setdefault(encoder, {})
+        if dtype not in made:
+            made[dtype] = cls(encoder, dtype)
+        return made[dtype]
 
     def hidden(self, input_ids: Tensor, mask: Tensor, owners: Sequence[Owner]) -> Tensor:
         """int64 `[B, S]`, int64 `[B, S]` -> `[B, S, H]`; `owners` share out the rows, in order.
@@ -74,8 +86,8 @@ class FastBert:
             spans = Spans(tokens.shares)
             adapters = [adapter for _, adapter in owners]
             x = tokens.packed(self.embeddings(input_ids).to(self.dtype))
-            for number, layer in enumerate(self.layers):
-                given = layer, f"encoder.layer.{number}.", x, tokens, spans, adapters
+            for layer in self.layers:
+                given = layer, x, tokens, spans, adapters
                 if self.recomputes and torch.is_grad_enabled():
                     x = checkpoint(self._layer, *given, use_reentrant=False)
                 else:
@@ -84,8 +96,7 @@ class FastBert:
 
     def _layer(
         self,
-        layer: Any,
-        at: str,
+        layer: Layer,
         x: Tensor,
         tokens: Tokens,
         spans: Spans,
@@ -93,39 +104,70 @@ class FastBert:
     ) -> Tensor:
         """Attention and FFN, each normalized after its residual: `[T, H]` -> `[T, H]`."""
 
-        def linears(x: Tensor, *names: str) -> list[Tensor]:
-            sites = [at + name for name in names]
-            parts = [[_part(adapter, site) for adapter in adapters] for site in sites]
-            return lora_linears(x, [self.encoder.sites[site].base for site in sites], spans, parts)
+        def linears(x: Tensor, its: Linears) -> Tensor:
+            parts = [[_part(adapter, site) for adapter in adapters] for site in its.sites]
+            return lora_linears(x, its.frozen, spans, parts)
 
-        q, k, v = linears(x, *(f"attention.self.{name}" for name in ("query", "key", "value")))
-        context = tokens.by_group(self._attention, q, k, v)
-        (attended,) = linears(context, "attention.output.dense")
-        x = self._norm(attended + x, layer.attention.output.LayerNorm)
-        (wide,) = linears(x, "intermediate.dense")
-        wide = layer.intermediate.intermediate_act_fn(wide)
-        (narrow,) = linears(wide, "output.dense")
-        return self._norm(narrow + x, layer.output.LayerNorm)
+        context = tokens.by_group(self._attention, linears(x, layer.read))
+        x = self._norm(linears(context, layer.attended) + x, layer.norm)
+        wide = layer.activation(linears(x, layer.wide))
+        return self._norm(linears(wide, layer.narrow) + x, layer.last_norm)
 
-    def _attention(self, q: Tensor, k: Tensor, v: Tensor, away: Tensor) -> Tensor:
-        """softmax(q k^T / sqrt(D) + away) v: `[B, S, H]` each -> `[B, S, H]`."""
-        rows, length, width = q.shape
-        q, k, v = (value.view(rows, length, self.heads, -1).transpose(1, 2) for value in (q, k, v))
-        if q.is_cuda:
-            found = scaled_dot_product_attention(q, k, v, attn_mask=away)
-        else:
-            q, k, v = (value.reshape(rows * self.heads, length, -1) for value in (q, k, v))
-            alpha = 1 / math.sqrt(q.shape[-1])
-            mask = away.expand(rows, self.heads, 1, length).reshape(-1, 1, length)
-            scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=alpha)
-            found = torch.bmm(scores.softmax(-1), v).view(rows, self.heads, length, -1)
-        return found.transpose(1, 2).reshape(rows, length, width)
+    def _attention(self, qkv: Tensor, away: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(D) + away) v: `[B, S, 3 H]` -> `[B, S, H]`."""
+        if not qkv.is_cuda:
+            return attention(qkv, away, self.heads)
+        rows, length, _ = qkv.shape
+        q, k, v = qkv.view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        found = scaled_dot_product_attention(q, k, v, attn_mask=away)
+        return found.transpose(1, 2).reshape(rows, length, -1)
 
     def _norm(self, x: Tensor, norm: Any) -> Tensor:
         weight, bias = norm.weight, norm.bias
         if x.is_cuda:  # a CPU takes fp32 weights beside any x
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         return layer_norm(x, (x.shape[-1],), weight, bias, norm.eps)
+
+
+_made: WeakKeyDictionary[Encoder, dict[torch.dtype, FastBert]] = WeakKeyDictionary()
+
+
+class Linears(NamedTuple):
+    """Sites that read the same, by name, and their Linears."""
+
+    sites: Sequence[str]
+    frozen: Frozen
+
+
+class Layer(NamedTuple):
+    """What a layer of the encoder does, in its order."""
+
+    read: Linears  # query, key, value
+    attended: Linears
+    norm: nn.LayerNorm
+    wide: Linears
+    activation: Callable[[Tensor], Tensor]
+    narrow: Linears
+    last_norm: nn.LayerNorm
+
+    @classmethod
+    def of(cls, encoder: Encoder, layer: Any, at: str, dtype: torch.dtype) -> Layer:
+        """The layer whose sites' names begin with `at`."""
+
+        def linears(*names: str) -> Linears:
+            sites = [at + name for name in names]
+            bases = [encoder.sites[site].base for site in sites]
+            return Linears(sites, Frozen(bases, dtype, often=True))
+
+        return cls(
+            linears(*(f"attention.self.{name}" for name in ("query", "key", "value"))),
+            linears("attention.output.dense"),
+            layer.attention.output.LayerNorm,
+            linears("intermediate.dense"),
+            layer.intermediate.intermediate_act_fn,
+            linears("output.dense"),
+            layer.output.LayerNorm,
+        )
 
 
 def _part(adapter: Adapter | None, name: str) -> Part | None:
@@ -168,17 +210,13 @@ class Tokens:
         """`[T, W]` -> `[B, S, W]`."""
         return padded(x, self.gaps, self.shape)
 
-    def by_group(self, attention: Callable[..., Tensor], *values: Tensor) -> Tensor:
-        """`attention` of each group's values `[rows, its longest, W]` and what is added to its
-        scores: `[T, W]` each -> `[T, W]`.
+    def by_group(self, attention: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+        """`attention` of each group's x `[rows, its longest, W]` and what is added to its scores:
+        `[T, W]` -> `[T, its width]`.
         """
-        parts = zip(*(value.split(self.sizes) for value in values), strict=True)
         found = [
-            packed(
-                attention(*(padded(part, group.gaps, group.shape) for part in its), group.away),
-                group.gaps,
-            )
-            for group, its in zip(self.groups, parts, strict=True)
+            packed(attention(padded(its, group.gaps, group.shape), group.away), group.gaps)
+            for group, its in zip(self.groups, x.split(self.sizes), strict=True)
         ]
         return found[0] if len(found) == 1 else torch.cat(found)
 

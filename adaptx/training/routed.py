@@ -27,7 +27,7 @@ class Routed(nn.Module):
         self.encoder, self.fused = encoder, fast
         self.why_plain = unfit(encoder, [adapter]) if fast else None
         taken = fast and self.why_plain is None
-        self.bert = FastBert(encoder, dtype or torch.float32) if taken else None
+        self.bert = FastBert.of(encoder, dtype or torch.float32) if taken else None
 
     def forward(self, input_ids: Tensor, mask: Tensor, *heads: Any) -> Any:
         """int64 `[B, S]`, int64 `[B, S]` -> the adapter's outputs, `[B, L]` or `[B, S, L]`.

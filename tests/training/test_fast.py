@@ -1,8 +1,12 @@
 """The fast path against the plain one: states, gradients, trainings."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
@@ -10,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import adaptx as ax
 from adaptx.adapters.bank import Bank
-from adaptx.training.fast import FastBert, Tokens, unfit
+from adaptx.training.distributed import held
+from adaptx.training.fast import FastBert, Linears, Tokens, unfit
 from tests.training.test_train import LORA, fit, losses
 
 SHAPED = ("bert", "roberta", "xlm-roberta")
@@ -135,12 +140,16 @@ def test_bf16_is_as_near_to_fp32_as_autocast_is(encoder):
     assert error(fast) < 1.3 * error(cast) < 0.1
 
 
+def linears_of(fast, layer):
+    return [its for its in fast.layers[layer] if isinstance(its, Linears)]
+
+
 def test_nothing_is_computed_below_the_lowest_adapter(small):
     upper = r".*layer\.1\..*"
     adapter, (ids, mask) = lora(small, target_modules=upper), batch([5, 9])
     asked = []
-    first = small.model.encoder.layer[0].attention.self.query.base.weight
-    states = FastBert(small, torch.float32).hidden(ids, mask, [(2, adapter)])
+    fast = FastBert(small, torch.float32)
+    states = fast.hidden(ids, mask, [(2, adapter)])
 
     def walk(node):
         if node is not None and node not in asked:
@@ -149,19 +158,36 @@ def test_nothing_is_computed_below_the_lowest_adapter(small):
                 walk(below)
 
     walk(states.grad_fn)
-    held = [w for n in asked for w, _ in getattr(n, "weights", ())]
-    assert held and not any(w is first for w in held)
+    held = [node.frozen for node in asked if hasattr(node, "frozen")]
+    first = [its.frozen for its in linears_of(fast, 0)]
+    assert len(held) == len(first) == 4 and not set(held) & set(first)
 
 
 def test_the_lowest_adapter_costs_its_own_products_alone(small):
     """No gradient of what it reads: du, dB and dA, and no product with W."""
     site = "encoder.layer.1.output.dense"
     adapter, (ids, mask) = lora(small, target_modules=[site]), batch([6, 6])
-    states = FastBert(small, torch.float32).hidden(ids, mask, [(2, adapter)])
+    fast = FastBert(small, torch.float32)
+    states = fast.hidden(ids, mask, [(2, adapter)])
     with FlopCounterMode(display=False) as counted:
         states.sum().backward()
     inputs, outputs = small.sites[site].in_features, small.sites[site].out_features
     assert counted.get_total_flops() == 2 * 12 * 4 * (2 * outputs + inputs)
+    # oneDNN's products aren't counted: their weights haven't been laid out.
+    assert not any("_packed_back" in vars(its.frozen) for its in linears_of(fast, 1))
+
+
+def test_an_encoder_that_is_held_lays_out_its_weights_once(small_folders):
+    encoder = ax.Encoder.from_pretrained(small_folders["bert"])
+    one = FastBert.of(encoder, torch.float32)
+    assert FastBert.of(encoder, torch.float32) is one
+    assert FastBert.of(encoder, torch.bfloat16) is not one
+    with held(encoder, Accelerator()) as first, held(encoder, Accelerator()) as second:
+        made = [weakref.ref(FastBert.of(its, torch.float32)) for its in (first, second)]
+    assert made[0]() is not made[1]()
+    del first, second
+    gc.collect()
+    assert [its() for its in made] == [None, None]
 
 
 def test_recomputed_layers_give_the_same_gradients(small_folders):
