@@ -32,8 +32,8 @@ class Average:
         if not self.averages:
             self.averages = [p.detach().clone() for p in self.parameters]
         share = (E + 1) / (self.steps + E)
-        for average, parameter in zip(self.averages, self.parameters, strict=True):
-            average.lerp_(parameter.detach(), share)
+        if self.averages:
+            torch._foreach_lerp_(self.averages, self.parameters, share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -262,7 +262,10 @@ class _UnderWay:
         taking = list(self.running)
         stepped = self.take_step(taking)
         seen = dict(zip(taking, stepped, strict=True))
-        self._each(lambda one: one.step(*seen[one]))
+        met = self.take_step.each(lambda one: one.descend(seen[one][0]), taking)
+        for one, error in met.items():
+            self._fail(one, error)
+        self._each(lambda one: one.go_on(*seen[one]))
         self._finish([one for one in self.running if one.finished], self.done)
         seconds = time.perf_counter() - started
         self.display.shared_step(taking, sum(tokens for _, tokens in stepped), seconds)
@@ -283,9 +286,12 @@ class _UnderWay:
             try:
                 act(trainee)
             except FAILURES as error:
-                self.running.remove(trainee)
-                trainee.fail(error)
-                self._drop(trainee, error)
+                self._fail(trainee, error)
+
+    def _fail(self, trainee: Trainee, error: Exception) -> None:
+        self.running.remove(trainee)
+        trainee.fail(error)
+        self._drop(trainee, error)
 
     def _drop(self, one: Waiting | Trainee, error: Exception) -> None:
         self.found.failed[one.name] = error

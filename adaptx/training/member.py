@@ -124,6 +124,7 @@ class Trainee:
             job, run, every, self.optimizer, self.schedule, self.average, self.kept
         )
         self.at = self.resuming.restore(found) if found else Progress()
+        self.lr, self.gradient = 0.0, 0.0  # of the last step
         self.log = RunLog(run, job.accelerator, job.about(config), found)
         self.log.__enter__()
         self._begin_epoch()
@@ -168,21 +169,29 @@ class Trainee:
         losses = self.job.losses(outputs, stacked, self.options.smoothing)
         return losses.sum() / len(self.rows)
 
-    def step(self, loss: float, tokens: int) -> None:
-        """After the backward pass: clip, step, score an epoch that ends.
+    def descend(self, loss: float) -> None:
+        """After the backward pass: clip, and step. Nothing that others share is touched.
 
         Raises TrainingDiverged.
         """
         at, adapter = self.at, self.job.adapter
-        at.step, at.place = at.step + 1, at.place + 1
         norm = torch.nn.utils.clip_grad_norm_(adapter.trainable(), self.options.clip or math.inf)
-        (lr, *_), gradient = self.schedule.get_last_lr(), float(norm)
-        self.kept.check(loss, gradient, at.step, at.epoch, self.rows)
-        self.log.step(at.step, at.epoch, loss=loss, lr=lr, grad_norm=gradient, tokens=tokens)
+        (self.lr, *_), self.gradient = self.schedule.get_last_lr(), float(norm)
+        self.kept.check(loss, self.gradient, at.step + 1, at.epoch, self.rows)
         self.optimizer.step()
         self.average.update()
         self.schedule.step()
         self.optimizer.zero_grad()
+
+    def go_on(self, loss: float, tokens: int) -> None:
+        """After its step: log it, take up the next rows, score an epoch that ends.
+
+        Raises TrainingDiverged.
+        """
+        at = self.at
+        at.step, at.place = at.step + 1, at.place + 1
+        gradient = self.gradient
+        self.log.step(at.step, at.epoch, loss=loss, lr=self.lr, grad_norm=gradient, tokens=tokens)
         at.losses.append(loss)
         self.now = next(self.ahead, None)
         if self.now is None:

@@ -2,19 +2,19 @@
 
 On a CPU the threads are shared out: each of a few workers takes the rows of some adapters, with its
 own share of the threads, since large products on one thread each get more done than the same
-products cut up among all (docs/performance.md).
+products cut up among all (docs/performance.md). So does what each adapter does for itself.
 
 Dimensions: B windows of all adapters, S tokens, H hidden width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ from adaptx.adapters.adapter import Adapter
 from adaptx.adapters.bank import Bank
 from adaptx.encoder.encoder import Encoder
 from adaptx.training.member import Trainee
-from adaptx.training.processes import divided
+from adaptx.training.processes import FAILURES, divided
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+S = TypeVar("S")
+T = TypeVar("T")
 WORKERS = 4  # of more, Python's lock would hold up one by another
 
 
@@ -61,20 +63,36 @@ class SharedStep:
         drawn = [Drawn(trainee, *trainee.drawn()) for trainee in running if len(trainee.rows_here)]
         # Neighbours of like length, which attention takes together.
         drawn.sort(key=lambda one: max(map(len, one.ids)))
-        workers = self._workers(drawn)
-        if workers == 1:
-            seen = _forward_and_backward(self.encoder, drawn, self.dtype) if drawn else {}
-        else:
-            tokens = [sum(map(len, one.ids)) for one in drawn]
-            parts = [[drawn[place] for place in its] for its in divided(tokens, workers)]
-            work = partial(self._work, self.threads // workers)
-            try:
-                seen = {one: facts for its in self.pool.map(work, parts) for one, facts in its}
-            finally:
-                torch.set_num_threads(self.threads)
+        tokens = [sum(map(len, one.ids)) for one in drawn]
+        parts = [[drawn[at] for at in its] for its in divided(tokens, self._workers(drawn))]
+        step = partial(_forward_and_backward, self.encoder, dtype=self.dtype)
+        seen = self._by_workers(step, parts) if drawn else {}
         found = [seen.get(trainee, (0.0, 0)) for trainee in running]
         alone = self.accelerator.num_processes == 1
         return found if alone else _summed(running, found, self.accelerator)
+
+    def each(
+        self, act: Callable[[Trainee], None], trainees: Sequence[Trainee]
+    ) -> dict[Trainee, Exception]:
+        """Do it with each, on a CPU in several threads; what of FAILURES some have met."""
+        workers = self._sharing(len(trainees)) if self.encoder.device.type == "cpu" else 1
+        return self._by_workers(partial(_met, act), [trainees[n::workers] for n in range(workers)])
+
+    def _by_workers(
+        self, do: Callable[[Sequence[S]], dict[Trainee, T]], parts: Sequence[Sequence[S]]
+    ) -> dict[Trainee, T]:
+        """What each part gives, a worker for each; a single one is done here."""
+
+        def work(part: Sequence[S]) -> dict[Trainee, T]:
+            torch.set_num_threads(self.threads // len(parts))
+            return do(part)
+
+        if len(parts) == 1:
+            return do(parts[0])
+        try:
+            return {one: its for found in self.pool.map(work, parts) for one, its in found.items()}
+        finally:
+            torch.set_num_threads(self.threads)
 
     def _workers(self, drawn: Sequence[Drawn]) -> int:
         """As many as share out the threads evenly; one on a GPU, and where dropout is drawn, which
@@ -83,14 +101,20 @@ class SharedStep:
         fast = all(one.trainee.routed.bert for one in drawn)
         if self.encoder.device.type != "cpu" or not (drawn and fast):
             return 1
-        most = min(WORKERS, len(drawn))
-        return max(n for n in range(1, most + 1) if self.threads % n == 0)
+        return self._sharing(len(drawn))
 
-    def _work(
-        self, threads: int, drawn: Sequence[Drawn]
-    ) -> list[tuple[Trainee, tuple[float, int]]]:
-        torch.set_num_threads(threads)
-        return list(_forward_and_backward(self.encoder, drawn, self.dtype).items())
+    def _sharing(self, many: int) -> int:
+        return max(n for n in range(1, min(WORKERS, many) + 1) if self.threads % n == 0)
+
+
+def _met(act: Callable[[Trainee], None], trainees: Sequence[Trainee]) -> dict[Trainee, Exception]:
+    found: dict[Trainee, Exception] = {}
+    for trainee in trainees:
+        try:
+            act(trainee)
+        except FAILURES as error:
+            found[trainee] = error
+    return found
 
 
 def _forward_and_backward(

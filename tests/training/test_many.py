@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -14,10 +15,10 @@ from peft import LoraConfig
 import adaptx as ax
 from adaptx.data.read import read_examples
 from adaptx.errors import OptionError, OutputExists, TrainingInterrupted
+from adaptx.training import shared_step
 from adaptx.training.display import Display
 from adaptx.training.plan import Plan
 from adaptx.training.runs import read_log, read_run
-from adaptx.training.shared_step import SharedStep
 from tests.conftest import SAMPLE
 
 TRAIN, DEV = (read_examples(SAMPLE / f"{split}.jsonl") for split in ("train", "dev"))
@@ -67,6 +68,14 @@ MIXED = [
 ]
 
 
+@pytest.fixture
+def threads():
+    """How many torch has is put back."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_each_has_the_losses_and_weights_of_its_own_training(small, fast):
     found = ax.train_many(small, MIXED, slots=3, fast=fast)  # two of them wait for a slot
@@ -75,47 +84,39 @@ def test_each_has_the_losses_and_weights_of_its_own_training(small, fast):
         same(found.adapters[one.name], alone(small, one, fast=fast))
 
 
-def test_workers_share_out_the_threads(small, monkeypatch):
+def test_workers_share_out_the_threads(small, monkeypatch, threads):
     """As many workers as share them out evenly; and what comes of it can be repeated."""
     seen = set()
-    work = SharedStep._work
+    work = shared_step._forward_and_backward
 
-    def seeing(self, threads, drawn):
-        seen.add(threads)
-        return work(self, threads, drawn)
+    def seeing(*args, **options):
+        if threading.current_thread() is not threading.main_thread():
+            seen.add(torch.get_num_threads())
+        return work(*args, **options)
 
-    monkeypatch.setattr(SharedStep, "_work", seeing)
-    before = torch.get_num_threads()
-    try:
-        # Five adapters, and towards the end fewer: four, three, or two workers.
-        for threads, shares in ((4, {1, 2}), (3, {1}), (6, {2, 3}), (1, set())):
-            torch.set_num_threads(threads)
-            seen.clear()
-            found, again = (ax.train_many(small, MIXED, slots=5) for _ in range(2))
-            assert torch.get_num_threads() == threads
-            assert seen == shares
-            for one in MIXED:
-                same(found.adapters[one.name], alone(small, one))
-                mine, theirs = (f.adapters[one.name].weights() for f in (found, again))
-                assert all(torch.equal(weight, theirs[at]) for at, weight in mine.items())
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr(shared_step, "_forward_and_backward", seeing)
+    # Five adapters, and towards the end fewer: four, three, or two workers.
+    for many, shares in ((4, {1, 2}), (3, {1}), (6, {2, 3}), (1, set())):
+        torch.set_num_threads(many)
+        seen.clear()
+        found, again = (ax.train_many(small, MIXED, slots=5) for _ in range(2))
+        assert torch.get_num_threads() == many
+        assert seen == shares
+        for one in MIXED:
+            same(found.adapters[one.name], alone(small, one))
+            mine, theirs = (f.adapters[one.name].weights() for f in (found, again))
+            assert all(torch.equal(weight, theirs[at]) for at, weight in mine.items())
 
 
-def test_what_a_worker_raises_ends_the_job(small, monkeypatch, tmp_path):
-    def fails(self, threads, drawn):
-        torch.set_num_threads(threads)
+def test_what_a_worker_raises_ends_the_job(small, monkeypatch, tmp_path, threads):
+    def fails(*args, **options):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(SharedStep, "_work", fails)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        with pytest.raises(MemoryError):
-            ax.train_many(small, [member("one"), member("two")], runs=tmp_path)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr(shared_step, "_forward_and_backward", fails)
+    torch.set_num_threads(2)
+    with pytest.raises(MemoryError):
+        ax.train_many(small, [member("one"), member("two")], runs=tmp_path)
+    assert torch.get_num_threads() == 2
     assert {read_run(tmp_path / name).state for name in ("one", "two")} == {"failed"}
 
 
@@ -147,7 +148,9 @@ def test_one_members_data_is_nothing_to_another(small):
     assert all(torch.allclose(weight, two[name], atol=1e-5) for name, weight in one.items())
 
 
-def test_a_member_that_diverges_is_dropped(small, tmp_path, capsys):
+@pytest.mark.parametrize("many", [1, 2])
+def test_a_member_that_diverges_is_dropped(small, tmp_path, capsys, threads, many):
+    torch.set_num_threads(many)
     members = [member("good"), member("bad", lr=1e28, clip=0.0), member("later", seed=2)]
     kept = []
     found = ax.train_many(small, members, slots=2, runs=tmp_path, done=kept.append)
