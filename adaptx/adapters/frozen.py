@@ -48,6 +48,11 @@ class Frozen:
             return _product(dy_TO, self._packed_back, None)
         return dy_TO @ self._w_OI
 
+    def let_go(self) -> None:
+        """Hold nothing: what a later product needs is made again."""
+        for name in ("_w_OI", "_b_O", "_packed", "_packed_back"):
+            vars(self).pop(name, None)
+
     # Made when they are first asked for: no more of them is held than is used.
     @cached_property
     def _w_OI(self) -> Tensor:
@@ -82,7 +87,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _packs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN's layout is to be had: on x86, in fp32, or in bf16 where it has that."""
     x86 = device.type == "cpu" and platform.machine().lower() in X86
-    if not (x86 and torch.backends.mkldnn.is_available()):
+    if not (x86 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     if dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -25,6 +25,7 @@ from torch import nn
 from adaptx.encoder.encoder import Encoder
 from adaptx.encoder.sites import Site, cast_sites
 from adaptx.errors import OptionError
+from adaptx.training.fast import FastBert
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -126,13 +127,17 @@ def held(
 ) -> Iterator[Encoder]:
     """The encoder to work with inside: its sites in `dtype`, under FSDP divided.
 
-    It is an object of its own: what is made of its weights for this time ends with it.
+    It is an object of its own: what the fast path makes of its weights is for this time alone.
     """
     if _divides(accelerator):
         yield _divided(encoder, accelerator, dtype)
-    else:
-        with cast_sites(encoder.sites.values(), dtype):
-            yield copy.copy(encoder)
+        return
+    with cast_sites(encoder.sites.values(), dtype):
+        working = copy.copy(encoder)
+        try:
+            yield working
+        finally:  # an error's traceback, or an accelerator, may know of it for long
+            FastBert.let_go(working)
 
 
 def _divides(accelerator: Accelerator) -> bool:

@@ -70,11 +70,19 @@ class FastBert:
 
     @classmethod
     def of(cls, encoder: Encoder, dtype: torch.dtype) -> FastBert:
-        """That of the encoder while it is held for a training: its weights are laid out once."""
+        """That of an encoder held for a training (see distributed.held): laid out once."""
         made = _made.setdefault(encoder, {})
         if dtype not in made:
             made[dtype] = cls(encoder, dtype)
         return made[dtype]
+
+    @staticmethod
+    def let_go(encoder: Encoder) -> None:
+        """Free what was laid out of its weights, whoever still knows of it."""
+        for bert in _made.pop(encoder, {}).values():
+            for its in (part for layer in bert.layers for part in layer):
+                if isinstance(its, Linears):
+                    its.frozen.let_go()
 
     def hidden(self, input_ids: Tensor, mask: Tensor, owners: Sequence[Owner]) -> Tensor:
         """int64 `[B, S]`, int64 `[B, S]` -> `[B, S, H]`; `owners` share out the rows, in order.

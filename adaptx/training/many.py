@@ -118,29 +118,28 @@ def train_many(
         parts = divided([one.cost for one in waiting], accelerator.num_processes)
         waiting = [waiting[place] for place in parts[accelerator.process_index]]
     first = [one.job for one in waiting if one.job.options.probe_first and not one.step]
-    if first:
-        with held(encoder, accelerator, dtype if fast else None) as working:
-            groups = [[replace(job, encoder=working)] for job in first]
-            begin_heads(groups, fast=fast, dtype=dtype, silent=not accelerator.is_main_process)
-    # Dropout: all of a process draw from one stream.
-    set_seed(jobs[0].options.seed + own.process_index)
+    seed = jobs[0].options.seed + own.process_index
     del jobs  # those of other processes need no memory here
     left = sum(one.left for one in waiting)
-    with (
-        held(encoder, accelerator, dtype if fast else None) as working,
-        SharedStep(working, dtype, own) as take_step,
-        ManyDisplay(accelerator, len(waiting), left, meeting is not None) as display,
-        Stopping(runs is not None) as stopping,
-    ):
-        idle = accelerator.num_processes - len(members) if meeting is not None else 0
-        if idle > 0 and accelerator.is_main_process:
-            display.say(f"{idle} processes have no adapter: divide the rows, and they help.")
-        under_way = _UnderWay(take_step, waiting, slots, fast, checkpoint_every, done, display)
-        found = under_way.to_the_end(stopping, Path(runs or ""))
-        if meeting is not None:
-            found = _of_all(found, meeting, stopping, names, Path(runs or ""))
-            for adapter in found.whole:
-                adapter.to(encoder.device)
+    with held(encoder, accelerator, dtype if fast else None) as working:
+        if first:
+            groups = [[replace(job, encoder=working)] for job in first]
+            begin_heads(groups, fast=fast, dtype=dtype, silent=not accelerator.is_main_process)
+        set_seed(seed)  # dropout: all of a process draw from one stream
+        with (
+            SharedStep(working, dtype, own) as take_step,
+            ManyDisplay(accelerator, len(waiting), left, meeting is not None) as display,
+            Stopping(runs is not None) as stopping,
+        ):
+            idle = accelerator.num_processes - len(members) if meeting is not None else 0
+            if idle > 0 and accelerator.is_main_process:
+                display.say(f"{idle} processes have no adapter: divide the rows, and they help.")
+            under_way = _UnderWay(take_step, waiting, slots, fast, checkpoint_every, done, display)
+            found = under_way.to_the_end(stopping, Path(runs or ""))
+            if meeting is not None:
+                found = _of_all(found, meeting, stopping, names, Path(runs or ""))
+                for adapter in found.whole:
+                    adapter.to(encoder.device)
     return Trained(_in_order(found.adapters, names), _in_order(found.failed, names))
 
 

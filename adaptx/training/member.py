@@ -175,9 +175,10 @@ class Trainee:
         Raises TrainingDiverged.
         """
         at, adapter = self.at, self.job.adapter
+        at.step, at.place = at.step + 1, at.place + 1
         norm = torch.nn.utils.clip_grad_norm_(adapter.trainable(), self.options.clip or math.inf)
         (self.lr, *_), self.gradient = self.schedule.get_last_lr(), float(norm)
-        self.kept.check(loss, self.gradient, at.step + 1, at.epoch, self.rows)
+        self.kept.check(loss, self.gradient, at.step, at.epoch, self.rows)
         self.optimizer.step()
         self.average.update()
         self.schedule.step()
@@ -188,9 +189,7 @@ class Trainee:
 
         Raises TrainingDiverged.
         """
-        at = self.at
-        at.step, at.place = at.step + 1, at.place + 1
-        gradient = self.gradient
+        at, gradient = self.at, self.gradient
         self.log.step(at.step, at.epoch, loss=loss, lr=self.lr, grad_norm=gradient, tokens=tokens)
         at.losses.append(loss)
         self.now = next(self.ahead, None)

@@ -1,5 +1,6 @@
 """Frozen Linears side by side, against the Linears one by one."""
 
+import copy
 import platform
 
 import pytest
@@ -31,12 +32,14 @@ def test_outputs_and_gradient_are_the_linears(rows, inputs, shapes, often, dtype
     bases = linears(inputs, *zip(*shapes, strict=True))
     frozen = Frozen(bases, dtype, often=often)
     x = torch.randn(rows, inputs).to(dtype).requires_grad_(True)
-    wanted = torch.cat([base.to(dtype)(x) for base in bases], 1)
+    wanted = torch.cat([copy.deepcopy(base).to(dtype)(x) for base in bases], 1)
     dy = torch.randn(wanted.shape).to(dtype)
     (dx,) = torch.autograd.grad(wanted, x, dy)
     near = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 0.05, "atol": 0.1}
     torch.testing.assert_close(frozen(x.detach()), wanted, **near)
     torch.testing.assert_close(frozen.gradient(dy), dx, **near)
+    frozen.let_go()
+    torch.testing.assert_close(frozen(x.detach()), wanted, **near)
 
 
 def test_sums_are_kept_in_fp32_between():

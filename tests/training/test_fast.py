@@ -1,20 +1,17 @@
 """The fast path against the plain one: states, gradients, trainings."""
 
-import gc
-import weakref
-
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 import adaptx as ax
+from adaptx.adapters import frozen
 from adaptx.adapters.bank import Bank
-from adaptx.training.distributed import held
+from adaptx.training import fast
 from adaptx.training.fast import FastBert, Linears, Tokens, unfit
 from tests.training.test_train import LORA, fit, losses
 
@@ -61,12 +58,22 @@ def close(found, wanted, tolerance):
             assert (mine[name] - gradient).norm() <= tolerance * gradient.norm(), name
 
 
+@pytest.fixture(params=[True, False], ids=["laid out", "as they are"])
+def laid_out(request, monkeypatch):
+    """Frozen weights as on x86, and as on other devices."""
+    if not request.param:
+        monkeypatch.setattr(frozen, "_packs", lambda *_: False)
+
+
 @pytest.fixture(scope="module")
 def encoders(small_folders):
     return {family: ax.Encoder.from_pretrained(small_folders[family]) for family in SHAPED}
 
 
-@settings(max_examples=25, deadline=None)
+ONE_FIXTURE = [HealthCheck.function_scoped_fixture]  # it is the same for every example
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=ONE_FIXTURE)
 @given(
     family=st.sampled_from(SHAPED),
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5),
@@ -74,7 +81,7 @@ def encoders(small_folders):
         ["all-linear", ["query", "value"], ["intermediate.dense"], r".*layer\.1.*(key|dense)"]
     ),
 )
-def test_states_and_gradients_are_the_plain_paths(encoders, family, lengths, targets):
+def test_states_and_gradients_are_the_plain_paths(encoders, laid_out, family, lengths, targets):
     encoder = encoders[family]
     adapter, (ids, mask) = lora(encoder, target_modules=targets), batch(lengths)
     plain = adapter.hidden(encoder, ids, mask, fused=False)
@@ -84,7 +91,7 @@ def test_states_and_gradients_are_the_plain_paths(encoders, family, lengths, tar
     close(gradients([adapter], fast, mask), gradients([adapter], plain, mask), 1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=ONE_FIXTURE)
 @given(
     shares=st.lists(
         st.tuples(st.sampled_from([0, 1, 2]), st.lists(st.integers(1, 20), min_size=1, max_size=3)),
@@ -95,7 +102,7 @@ def test_states_and_gradients_are_the_plain_paths(encoders, family, lengths, tar
 @example(shares=[(1, [7, 3]), (2, [20, 4]), (0, [4])])
 @example(shares=[(2, [5, 5]), (1, [5, 5])])  # nothing is padding
 @example(shares=[(0, [3]), (0, [4])])
-def test_rows_of_several_adapters_are_the_banks(encoders, shares):
+def test_rows_of_several_adapters_are_the_banks(encoders, laid_out, shares):
     encoder = encoders["bert"]
     adapters = [lora(encoder, 1), lora(encoder, 2, r=8, target_modules=["query", "output.dense"])]
     ids, mask = batch([length for _, lengths in shares for length in lengths])
@@ -126,7 +133,7 @@ def test_attention_takes_neighbours_of_like_length_together():
     assert (nearly.shares, nearly.sizes, nearly.gaps) == ([20, 40], [60], None)
 
 
-def test_bf16_is_as_near_to_fp32_as_autocast_is(encoder):
+def test_bf16_is_as_near_to_fp32_as_autocast_is(encoder, laid_out):
     adapter, (ids, mask) = lora(encoder), batch([12, 30, 21, 17], vocabulary=200_000)
     exact = gradients([adapter], adapter.hidden(encoder, ids, mask, fused=False), mask)[0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -177,17 +184,27 @@ def test_the_lowest_adapter_costs_its_own_products_alone(small):
     assert not any("_packed_back" in vars(its.frozen) for its in linears_of(fast, 1))
 
 
-def test_an_encoder_that_is_held_lays_out_its_weights_once(small_folders):
+def test_an_encoders_weights_are_laid_out_once(small_folders):
     encoder = ax.Encoder.from_pretrained(small_folders["bert"])
     one = FastBert.of(encoder, torch.float32)
     assert FastBert.of(encoder, torch.float32) is one
     assert FastBert.of(encoder, torch.bfloat16) is not one
-    with held(encoder, Accelerator()) as first, held(encoder, Accelerator()) as second:
-        made = [weakref.ref(FastBert.of(its, torch.float32)) for its in (first, second)]
-    assert made[0]() is not made[1]()
-    del first, second
-    gc.collect()
-    assert [its() for its in made] == [None, None]
+    FastBert.let_go(encoder)
+    assert FastBert.of(encoder, torch.float32) is not one
+    FastBert.let_go(encoder)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_training_leaves_nothing_laid_out(small, precision, monkeypatch):
+    """Whoever still knows of what it ran on: here the test, otherwise an error's traceback."""
+    made, of = [], FastBert.of
+    monkeypatch.setattr(FastBert, "of", lambda *given: made.append(of(*given)) or made[-1])
+    fit(small, precision=precision, epochs=1, probe_first=True)
+    assert len(made) == 2 and made[0] is made[1]  # the probe's, and the training's
+    for layer, _ in enumerate(made[0].layers):
+        for its in linears_of(made[0], layer):
+            assert not any(name.startswith("_") for name in vars(its.frozen))
+    assert not fast._made
 
 
 def test_recomputed_layers_give_the_same_gradients(small_folders):

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -17,6 +18,7 @@ from adaptx.data.read import read_examples
 from adaptx.errors import OptionError, OutputExists, TrainingInterrupted
 from adaptx.training import shared_step
 from adaptx.training.display import Display
+from adaptx.training.member import Trainee
 from adaptx.training.plan import Plan
 from adaptx.training.runs import read_log, read_run
 from tests.conftest import SAMPLE
@@ -76,6 +78,12 @@ def threads():
     torch.set_num_threads(before)
 
 
+def newly_begun(call):
+    """What it gives in a new thread: torch's count there is the one that a worker set last."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_each_has_the_losses_and_weights_of_its_own_training(small, fast):
     found = ax.train_many(small, MIXED, slots=3, fast=fast)  # two of them wait for a slot
@@ -86,22 +94,27 @@ def test_each_has_the_losses_and_weights_of_its_own_training(small, fast):
 
 def test_workers_share_out_the_threads(small, monkeypatch, threads):
     """As many workers as share them out evenly; and what comes of it can be repeated."""
-    seen = set()
-    work = shared_step._forward_and_backward
+    seen, own = set(), set()
 
-    def seeing(*args, **options):
-        if threading.current_thread() is not threading.main_thread():
-            seen.add(torch.get_num_threads())
-        return work(*args, **options)
+    def seeing(work, found):
+        def does(*args, **options):
+            if threading.current_thread() is not threading.main_thread():
+                found.add(torch.get_num_threads())
+            return work(*args, **options)
 
-    monkeypatch.setattr(shared_step, "_forward_and_backward", seeing)
+        return does
+
+    step = shared_step._forward_and_backward
+    monkeypatch.setattr(shared_step, "_forward_and_backward", seeing(step, seen))
+    monkeypatch.setattr(Trainee, "descend", seeing(Trainee.descend, own))
     # Five adapters, and towards the end fewer: four, three, or two workers.
     for many, shares in ((4, {1, 2}), (3, {1}), (6, {2, 3}), (1, set())):
         torch.set_num_threads(many)
         seen.clear()
+        own.clear()
         found, again = (ax.train_many(small, MIXED, slots=5) for _ in range(2))
-        assert torch.get_num_threads() == many
-        assert seen == shares
+        assert newly_begun(torch.get_num_threads) == many
+        assert seen == own == shares
         for one in MIXED:
             same(found.adapters[one.name], alone(small, one))
             mine, theirs = (f.adapters[one.name].weights() for f in (found, again))
@@ -116,7 +129,7 @@ def test_what_a_worker_raises_ends_the_job(small, monkeypatch, tmp_path, threads
     torch.set_num_threads(2)
     with pytest.raises(MemoryError):
         ax.train_many(small, [member("one"), member("two")], runs=tmp_path)
-    assert torch.get_num_threads() == 2
+    assert newly_begun(torch.get_num_threads) == 2
     assert {read_run(tmp_path / name).state for name in ("one", "two")} == {"failed"}
 
 
@@ -153,7 +166,9 @@ def test_a_member_that_diverges_is_dropped(small, tmp_path, capsys, threads, man
     torch.set_num_threads(many)
     members = [member("good"), member("bad", lr=1e28, clip=0.0), member("later", seed=2)]
     kept = []
-    found = ax.train_many(small, members, slots=2, runs=tmp_path, done=kept.append)
+    with shown() as bar:
+        found = ax.train_many(small, members, slots=2, runs=tmp_path, done=kept.append)
+    assert bar["total"] == bar["completed"] < 3 * 22
     assert list(found.adapters) == ["good", "later"] == [adapter.name for adapter in kept]
     assert "bad" in found.failed and "rows" in str(found.failed["bad"])
     assert "bad was dropped, the others go on" in capsys.readouterr().err
