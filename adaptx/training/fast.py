@@ -2,7 +2,7 @@
 
 What the encoder's own modules leave to be gained (docs/performance.md has each figure):
     - everything in one dtype: autocast goes to and fro between two
-    - query, key and value share their updates' products and the gradient of what they read
+    - query, key and value are one product, and on x86 frozen weights are laid out for it once
     - where rows differ in length, padding is left out of all but attention, and there an adapter's
       rows are padded to the longest of them, or of its neighbours, not of all
     - attention as two plain products where no GPU is: torch's fused one has a slow backward there
