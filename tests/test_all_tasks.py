@@ -108,7 +108,7 @@ def adapters(encoder):
     for name, (task, records) in TASKS.items():
         found[name] = ax.train(
             encoder, task, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name=name,
-            train=records, dev=records, epochs=30, lr=1e-2, batch_size=4, precision="no",
+            train=records, dev=records, epochs=60, lr=5e-3, batch_size=4, precision="no",
         )  # fmt: skip
     return found
 
