@@ -3,8 +3,8 @@
     y = x W^T + b    dx = dy W    (W `[O, I]` and b `[O]` of all of them, one below another)
 
 torch's products lay out W anew in each call, and add b in a pass of its own. On an x86 processor
-W is kept as oneDNN's products want it (the operators `mkldnn::…` that torch's compiler uses): 5 to
-16% of a product's time in bf16, 15 to 40% in fp32 (docs/performance.md).
+W is kept as oneDNN's products want it (the operators `mkldnn::…` that torch's compiler uses): that
+saves 3 to 16% of a product's time in bf16, 12 to 39% in fp32 (docs/performance.md).
 
 T rows and tokens, I input, O outputs of all Linears together.
 """

@@ -2,7 +2,8 @@
 
 On a CPU the threads are shared out: each of a few workers takes the rows of some adapters, with its
 own share of the threads, since large products on one thread each get more done than the same
-products cut up among all (docs/performance.md). So does what each adapter does for itself.
+products cut up among all (docs/performance.md). What each adapter then does for itself
+is shared out, too.
 
 Dimensions: B windows of all adapters, S tokens, H hidden width.
 """
